@@ -1,0 +1,55 @@
+"""The only source of randomness: keys and ids.
+
+A key is 26 characters of Crockford base 32, lower case: 48 bits of time in milliseconds, then 80 random bits
+(the ULID layout), so that ids sort by age and indexes grow at their end. A response `resp_KEY` owns the ids of its
+items: `msg_KEY` plus four hexadecimal digits. Input items count from 0000, output items from 8000 by output index.
+An item is therefore found from its id alone, without an index row of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+_ITEM = re.compile(r"\A[a-z_]{1,24}_([0-9a-hjkmnp-tv-z]{26})([0-9a-f]{4})\Z")
+
+OUTPUT_BASE = 0x8000
+"""Ordinal of the first output item of a run; lower ordinals are its input items."""
+
+ORDINAL_MAX = 0xFFFF
+
+
+def new_key() -> str:
+    """A fresh 26-character key; unguessable (80 random bits) and sorted by creation time."""
+    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
+    pairs = _PAIRS
+    return "".join([pairs[(value >> shift) & 1023] for shift in range(120, -1, -10)])
+
+
+def new_id(prefix: str) -> str:
+    """`prefix_KEY`, for example `resp_01jd…`."""
+    return f"{prefix}_{new_key()}"
+
+
+def item_id(prefix: str, key: str, ordinal: int) -> str:
+    """The id of the `ordinal`-th item that the run or addition `key` owns."""
+    return f"{prefix}_{key}{ordinal:04x}"
+
+
+def parse_item_id(value: str) -> tuple[str, int] | None:
+    """`(key, ordinal)` of an id made by :func:`item_id`; None for ids that clients chose."""
+    match = _ITEM.match(value)
+    return (match.group(1), int(match.group(2), 16)) if match else None
+
+
+def key_of(identifier: str) -> str:
+    """The key inside `prefix_KEY`."""
+    return identifier.rsplit("_", 1)[-1]
+
+
+def random_padding(length: int) -> str:
+    """`length` random characters, to blur the size of a streamed delta."""
+    return os.urandom((length + 1) // 2).hex()[:length]

@@ -1,0 +1,132 @@
+"""From an entry to its index rows: the one pure function that every store and every rebuild uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import msgspec
+
+from stateroom.journal.entries import (
+    ConversationCreated,
+    ConversationDeleted,
+    ConversationUpdated,
+    Item,
+    ItemFinished,
+    ItemsAdded,
+    Kind,
+    RunEnded,
+    RunStarted,
+    decode,
+)
+
+
+class PutRun(msgspec.Struct, frozen=True, gc=False):
+    id: str
+    start: int
+    surface: str
+    created_at: int
+
+
+class EndRun(msgspec.Struct, frozen=True, gc=False):
+    start: int
+    end: int
+    status: str
+
+
+class PutItem(msgspec.Struct, frozen=True, gc=False):
+    id: str
+    seq: int
+    position: int
+
+
+class PutConversation(msgspec.Struct, frozen=True):
+    id: str
+    created_at: int
+    metadata: dict[str, str]
+    forked_from: str
+
+
+class SetMetadata(msgspec.Struct, frozen=True):
+    """Of the conversation whose branch this is."""
+
+    metadata: dict[str, str]
+
+
+class DropConversation(msgspec.Struct, frozen=True):
+    id: str
+
+
+class PutBlob(msgspec.Struct, frozen=True, gc=False):
+    """An entry that refers to a blob."""
+
+    digest: str
+    seq: int
+
+
+IndexChange: TypeAlias = PutRun | EndRun | PutItem | PutConversation | SetMetadata | DropConversation | PutBlob
+
+INDEXED: frozenset[str] = frozenset(
+    {
+        Kind.RUN_STARTED,
+        Kind.ITEM_FINISHED,
+        Kind.RUN_ENDED,
+        Kind.CONVERSATION_CREATED,
+        Kind.CONVERSATION_UPDATED,
+        Kind.CONVERSATION_DELETED,
+        Kind.ITEMS_ADDED,
+    }
+)
+"""Kinds that may have index rows; the bodies of others need not be decoded."""
+
+
+def index_changes(seq: int, kind: str, at: int, run: int, body: bytes) -> list[IndexChange]:
+    """The index rows of one entry, in the order they are to be applied."""
+    if kind not in INDEXED:
+        return []
+    return list(_changes(seq, at, run, decode(kind, body)))
+
+
+def _changes(seq: int, at: int, run: int, record: Any) -> Iterator[IndexChange]:
+    match record:
+        case RunStarted():
+            yield PutRun(record.id, seq, record.surface, at)
+            yield from _items(seq, record.input)
+            for digest in (record.settings.tools_blob, record.settings.instructions_blob):
+                if digest:
+                    yield PutBlob(digest, seq)
+        case ItemFinished():
+            yield from _items(seq, [record.item])
+        case RunEnded():
+            yield EndRun(run, seq, record.status)
+        case ItemsAdded():
+            yield from _added(seq, record)
+        case ConversationCreated():
+            yield PutConversation(record.id, at, record.metadata, record.forked_from)
+        case ConversationUpdated():
+            yield SetMetadata(record.metadata)
+        case ConversationDeleted():
+            yield DropConversation(record.id)
+
+
+def _items(seq: int, items: list[Item]) -> Iterator[IndexChange]:
+    for position, item in enumerate(items):
+        identifier = item.get("id")
+        if identifier:
+            yield PutItem(identifier, seq, position)
+        yield from _blobs(seq, item)
+
+
+def _added(seq: int, record: ItemsAdded) -> Iterator[IndexChange]:
+    # Items without an id of their own are found by the addition's key; see `added_key_id`.
+    yield PutItem(record.key, seq, 0)
+    yield from _items(seq, record.items)
+
+
+def _blobs(seq: int, item: Item) -> Iterator[IndexChange]:
+    for field in ("content", "output"):
+        parts = item.get(field)
+        if isinstance(parts, list):
+            for part in parts:
+                if isinstance(part, dict) and isinstance(part.get("blob"), str):
+                    yield PutBlob(part["blob"], seq)
