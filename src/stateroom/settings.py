@@ -6,9 +6,16 @@ in docs/reference/settings.md, which a test holds against this file. Only app.py
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+CountOrNone: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+SecondsOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+HoursOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,53 +36,53 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How it continues a given text: a trailing assistant message (llama.cpp), or vLLM's extra fields."""
     reasoning_field: Literal["auto", "none", "reasoning", "reasoning_content"] = "auto"
     """Under which name earlier reasoning is sent back; auto: the one it used itself."""
-    connect_timeout_seconds: float = 5.0
-    first_byte_timeout_seconds: float = 300.0
-    idle_timeout_seconds: float = 60.0
+    connect_timeout_seconds: Seconds = 5.0
+    first_byte_timeout_seconds: Seconds = 300.0
+    idle_timeout_seconds: Seconds = 60.0
     """Longest silence between two chunks of a stream."""
-    retries: int = 2
+    retries: CountOrNone = 2
     """Further tries before the first token, with exponential backoff."""
-    concurrency: int = 256
+    concurrency: Count = 256
     """Requests to it at the same time."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on what a caller may ask; passing one is a clear 400, 413 or 429."""
 
-    body_bytes: int = 32 * 1024 * 1024
-    items: int = 10_000
+    body_bytes: Count = 32 * 1024 * 1024
+    items: Count = 10_000
     """Items in one request."""
-    depth: int = 64
+    depth: Count = 64
     """Nesting of JSON."""
-    tools: int = 1_024
-    content_parts: int = 2_048
-    item_bytes: int = 24 * 1024 * 1024
-    context_items: int = 100_000
+    tools: Count = 1_024
+    content_parts: Count = 2_048
+    item_bytes: Count = 24 * 1024 * 1024
+    context_items: Count = 100_000
     """Items that one model call may see."""
-    image_bytes: int = 20 * 1024 * 1024
-    image_timeout_seconds: float = 20.0
-    runs: int = 256
+    image_bytes: Count = 20 * 1024 * 1024
+    image_timeout_seconds: Seconds = 20.0
+    runs: Count = 256
     """Runs at the same time."""
-    waiting_runs: int = 1_024
+    waiting_runs: Count = 1_024
     """Runs that wait for a place; beyond it 429."""
-    conversation_queue: int = 8
+    conversation_queue: CountOrNone = 8
     """Writers that wait for one conversation; beyond it `conversation_locked`."""
-    conversation_wait_seconds: float = 30.0
-    steps: int = 64
+    conversation_wait_seconds: SecondsOrNone = 30.0
+    steps: Count = 64
     """Model calls of one run."""
-    output_bytes: int = 16 * 1024 * 1024
+    output_bytes: Count = 16 * 1024 * 1024
     """Output of one run."""
-    cached_context_bytes: int = 256 * 1024 * 1024
+    cached_context_bytes: Count = 256 * 1024 * 1024
     """Memory for the folded state of active branches."""
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The embedded smoke-test model."""
 
-    threads: int = 0
+    threads: CountOrNone = 0
     """0: one less than the cores, at least one."""
-    slots: int = 2
-    context_tokens: int = 8192
+    slots: Count = 2
+    context_tokens: Count = 8192
     """For each slot."""
     cache_dir: str = ""
     """Where the weights are kept; empty: `$XDG_CACHE_HOME/stateroom` or `~/.cache/stateroom`."""
@@ -85,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     data: str = "./stateroom-data"
     """Data directory: journal, blobs, secret key. One server at a time."""
     durability: Literal["normal", "full"] = "normal"
@@ -97,9 +104,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unknown_models: Literal["default", "reject"] = "default"
     allow_private_addresses: bool = False
     """Let users' URLs (images) reach private, loopback and link-local addresses."""
-    frames_retention_hours: float = 720.0
+    frames_retention_hours: HoursOrNone = 720.0
     """How long the streams of ended runs can be replayed; 0: for ever."""
-    shutdown_seconds: float = 10.0
+    shutdown_seconds: SecondsOrNone = 10.0
     """How long SIGTERM waits for runs to finish before it parks them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

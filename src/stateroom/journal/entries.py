@@ -110,6 +110,10 @@ class ItemFinished(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int
     """Its output index, which is also its ordinal above `ids.OUTPUT_BASE`."""
     item: Item
+    finish: str = ""
+    """On the last item of a model's answer: why the model ended (stop, length, content_filter)."""
+    usage: Usage | None = None
+    """On the last item of a model's answer: what that call used."""
 
 
 class ItemAbandoned(msgspec.Struct, frozen=True):
@@ -257,6 +261,33 @@ def decode(kind: str, body: bytes) -> Record:
     """The record of an entry. Raises msgspec.ValidationError on a body that is not of its kind."""
     record: Record = _DECODERS[kind].decode(body)
     return record
+
+
+PREFIXES: Final[dict[str, str]] = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "compaction": "cmp",
+}
+"""Id prefixes of items by type; other types use `item`."""
+
+
+def item_prefix(item: Item) -> str:
+    """The prefix of the id that a packed item gets when it brings none."""
+    return PREFIXES.get(item.get("type", "message"), "item")
+
+
+class ContextItem(msgspec.Struct, frozen=True, gc=False):
+    """One item of a branch as the model sees it."""
+
+    id: str
+    item: Item
+    """Packed; where it goes to a backend, image parts are resolved to data URLs."""
+    seq: int = -1
+    """The entry that made it visible: a fork at or after this seq has it."""
 
 
 class OutputItem(msgspec.Struct, frozen=True, gc=False):

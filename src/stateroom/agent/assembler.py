@@ -1,0 +1,233 @@
+"""From a model's deltas to finished items. Pure: it tells a listener what happens and keeps what is finished.
+
+One assembler serves one model answer. Text and reasoning items close when the answer turns to something else; tool
+calls may interleave and stay open until the answer ends. An assembler may start inside an item that a crash cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from stateroom import ids
+from stateroom.journal.entries import Item, ItemFinished, OpenItem, Usage, item_prefix
+
+
+class Listener(Protocol):
+    """Who is told about every beginning, piece and end, in order. A renderer is one."""
+
+    def item_opened(self, index: int, item_id: str, item: Item) -> None: ...
+    def text(self, index: int, delta: str, logprobs: list[Any] | None) -> None: ...
+    def refusal(self, index: int, delta: str) -> None: ...
+    def reasoning(self, index: int, delta: str) -> None: ...
+    def arguments(self, index: int, delta: str) -> None: ...
+    def item_closed(self, index: int, item_id: str, item: Item) -> None: ...
+
+
+class CallShape(msgspec.Struct, frozen=True):
+    """How a call to one function is written as an item."""
+
+    build: Callable[[str, str], Item]
+    """(call id, arguments) -> packed item."""
+    streams: bool = True
+    """Whether pieces of its arguments may be shown as they come (not when they have to be rewritten first)."""
+    hosted: bool = False
+    """The runtime carries it out: its item is closed for the listener only when there is an outcome."""
+
+
+class _Open:
+    """An item that is being written."""
+
+    def __init__(self, index: int, kind: str) -> None:
+        self.index = index
+        self.kind = kind
+        self.pieces: list[str] = []
+        self.logprobs: list[Any] = []
+        self.refusal: list[str] = []
+        self.call_id = ""
+        self.shape: CallShape | None = None
+        self.extra: dict[str, Any] | None = None
+
+
+class Assembler:
+    """Builds the items of one answer of the run `key`, from output index `index` on."""
+
+    def __init__(
+        self,
+        key: str,
+        index: int,
+        *,
+        shape_of: Callable[[str], CallShape | None],
+        listener: Listener | None,
+        resumed: OpenItem | None = None,
+        seal: Callable[[str], str] | None = None,
+    ) -> None:
+        self.key = key
+        self.next_index = index
+        self.shape_of = shape_of
+        """The shape of a call by the name the model used; None when it must not be called."""
+        self.listener = listener
+        self.seal = seal
+        """Makes the `encrypted_content` of reasoning, for callers who want to carry it themselves."""
+        self.finished: list[ItemFinished] = []
+        self.size = 0
+        """Characters so far."""
+        self.calls = 0
+        """Calls that were accepted."""
+        self.refused_calls: list[str] = []
+        """Names of calls that were dropped because they must not be called."""
+        self._flow: _Open | None = None
+        self._calls: dict[int, _Open | None] = {}
+        if resumed is not None:
+            self._flow = _Open(resumed.index, resumed.type)
+            self._flow.pieces.append(resumed.text)
+            self.next_index = max(self.next_index, resumed.index + 1)
+
+    def text(self, delta: str, logprobs: list[Any] | None = None) -> None:
+        flow = self._flow
+        if flow is None or flow.kind != "message":
+            flow = self._open_flow("message", {"role": "assistant", "content": []})
+        flow.pieces.append(delta)
+        self.size += len(delta)
+        if logprobs:
+            flow.logprobs.extend(logprobs)
+        if self.listener is not None:
+            self.listener.text(flow.index, delta, logprobs)
+
+    def refuse(self, delta: str) -> None:
+        flow = self._flow
+        if flow is None or flow.kind != "message":
+            flow = self._open_flow("message", {"role": "assistant", "content": []})
+        flow.refusal.append(delta)
+        self.size += len(delta)
+        if self.listener is not None:
+            self.listener.refusal(flow.index, delta)
+
+    def reason(self, delta: str) -> None:
+        flow = self._flow
+        if flow is None or flow.kind != "reasoning":
+            flow = self._open_flow("reasoning", {"type": "reasoning", "summary": []})
+        flow.pieces.append(delta)
+        self.size += len(delta)
+        if self.listener is not None:
+            self.listener.reasoning(flow.index, delta)
+
+    def call(self, key: int, call_id: str, name: str, arguments: str, extra: dict[str, Any] | None) -> None:
+        """A piece of the call that the backend knows by `key`."""
+        if key not in self._calls:
+            self._open_call(key, call_id, name)
+        call = self._calls[key]
+        if call is None:
+            return
+        if extra:
+            call.extra = {**(call.extra or {}), **extra}
+        if arguments:
+            call.pieces.append(arguments)
+            self.size += len(arguments)
+            if self.listener is not None and call.shape is not None and call.shape.streams:
+                self.listener.arguments(call.index, arguments)
+
+    def end(self, finish: str, usage: Usage | None) -> None:
+        """Close everything; the last item carries `finish` and `usage`. An empty answer is an empty message."""
+        cut = finish in ("length", "content_filter")
+        if self._flow is None and not any(self._calls.values()) and not self.finished:
+            self._open_flow("message", {"role": "assistant", "content": []})
+        self._close_flow(cut=cut)
+        for call in self._calls.values():
+            if call is not None:
+                self._close_call(call, cut=cut)
+        self._calls.clear()
+        last = self.finished.pop()
+        self.finished.append(ItemFinished(last.index, last.item, finish, usage))
+
+    def cut_off(self) -> None:
+        """Close what is open as incomplete: the answer will not go on."""
+        self._close_flow(cut=True)
+        for call in self._calls.values():
+            if call is not None:
+                self._close_call(call, cut=True)
+        self._calls.clear()
+
+    def take(self) -> list[ItemFinished]:
+        """Items finished since the last take."""
+        taken, self.finished = self.finished, []
+        return taken
+
+    def _open_flow(self, kind: str, skeleton: Item) -> _Open:
+        self._close_flow(cut=False)
+        flow = self._flow = _Open(self._take_index(), kind)
+        if self.listener is not None:
+            self.listener.item_opened(flow.index, self._id(flow.index, skeleton), skeleton)
+        return flow
+
+    def _close_flow(self, *, cut: bool) -> None:
+        flow, self._flow = self._flow, None
+        if flow is None:
+            return
+        text = "".join(flow.pieces)
+        item: Item
+        if flow.kind == "reasoning":
+            item = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+            if self.seal is not None:
+                item["encrypted_content"] = self.seal(text)
+        else:
+            item = {"role": "assistant", "content": self._content(flow, text)}
+            if cut:
+                item["status"] = "incomplete"
+        self._close(flow.index, item)
+
+    def _content(self, flow: _Open, text: str) -> Any:
+        if not flow.refusal and not flow.logprobs:
+            return text
+        parts: list[dict[str, Any]] = []
+        if text:
+            parts.append({"type": "output_text", "text": text})
+            if flow.logprobs:
+                parts[0]["logprobs"] = flow.logprobs
+        if flow.refusal:
+            parts.append({"type": "refusal", "refusal": "".join(flow.refusal)})
+        return parts
+
+    def _open_call(self, key: int, call_id: str, name: str) -> None:
+        self._close_flow(cut=False)
+        shape = self.shape_of(name)
+        if shape is None:
+            self.refused_calls.append(name)
+            self._calls[key] = None
+            return
+        self.calls += 1
+        call = self._calls[key] = _Open(self._take_index(), "call")
+        call.shape = shape
+        call.call_id = call_id or ids.new_id("call")
+        if self.listener is not None:
+            skeleton = shape.build(call.call_id, "")
+            self.listener.item_opened(call.index, self._id(call.index, skeleton), skeleton)
+
+    def _close_call(self, call: _Open, *, cut: bool) -> None:
+        assert call.shape is not None
+        arguments = "".join(call.pieces)
+        item = call.shape.build(call.call_id, arguments)
+        if call.extra:
+            item["extra"] = call.extra
+        if cut:
+            item["status"] = "incomplete"
+        if self.listener is not None and not call.shape.streams and not call.shape.hosted:
+            text = item.get("input", arguments)
+            if text:
+                self.listener.arguments(call.index, text)
+        self._close(call.index, item, shown=not call.shape.hosted)
+
+    def _close(self, index: int, item: Item, *, shown: bool = True) -> None:
+        self.finished.append(ItemFinished(index, item))
+        if self.listener is not None and shown:
+            self.listener.item_closed(index, self._id(index, item), item)
+
+    def _take_index(self) -> int:
+        index = self.next_index
+        self.next_index += 1
+        return index
+
+    def _id(self, index: int, item: Item) -> str:
+        return ids.item_id(item_prefix(item), self.key, ids.OUTPUT_BASE + index)

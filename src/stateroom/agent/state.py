@@ -1,0 +1,228 @@
+"""Folding the journal: from entries to what a branch holds and where its open run stands. Pure and incremental.
+
+`BranchState.apply` takes one entry after the other; applying all of them gives the same state whether it happens at
+once after a crash or one by one while a run goes on. That is why there is no recovery code anywhere else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from stateroom import ids
+from stateroom.journal.entries import (
+    ContextItem,
+    ConversationCreated,
+    ConversationDeleted,
+    ConversationUpdated,
+    Entry,
+    Item,
+    ItemAbandoned,
+    ItemFinished,
+    ItemsAdded,
+    OutputItem,
+    Record,
+    RunEnded,
+    RunSettings,
+    RunStarted,
+    RunView,
+    ToolIntent,
+    ToolOutcome,
+    Usage,
+    decode,
+    item_prefix,
+)
+
+OPEN = "in_progress"
+VISIBLE_ENDS = frozenset({"completed", "incomplete", "cancelled"})
+"""Ends after which a run's items belong to its branch. A failed run leaves nothing: its caller is to try again."""
+
+TOOL_ITEMS = frozenset({"additional_tools", "tool_search_output"})
+"""Item types that make tools callable from then on."""
+
+
+class RunState:
+    """Where one run stands."""
+
+    def __init__(self, start: int, started: RunStarted, at: int) -> None:
+        self.start = start
+        """Seq of its first entry, by which the branch knows it."""
+        self.started = started
+        self.created_at = at
+        self.output: list[OutputItem] = []
+        self.intents: dict[int, ToolIntent] = {}
+        self.outcomes: dict[int, ToolOutcome] = {}
+        self.next_index = 0
+        """Output index of the next new item."""
+        self.finish = ""
+        """Why the model ended its latest answer; '' while the answer is not complete."""
+        self.answers = 0
+        """Model answers that are complete."""
+        self.answer_start = 0
+        """Position in `output` where the latest answer begins."""
+        self.usage: Usage | None = None
+        self.ended: RunEnded | None = None
+        self.ended_at = 0
+
+    @property
+    def key(self) -> str:
+        return ids.key_of(self.started.id)
+
+    def apply(self, record: Record, at: int) -> None:
+        """Take in one of this run's entries after the first."""
+        match record:
+            case ItemFinished():
+                self._finish_item(record)
+            case ItemAbandoned():
+                self.next_index = max(self.next_index, record.index + 1)
+            case ToolIntent():
+                self.intents[record.index] = record
+            case ToolOutcome():
+                self.outcomes[record.index] = record
+                self._settle(record)
+            case RunEnded():
+                self.ended = record
+                self.ended_at = at
+            case _:
+                pass
+
+    def _finish_item(self, record: ItemFinished) -> None:
+        if self.finish:
+            self.finish = ""
+            self.answer_start = len(self.output)
+        prefix = item_prefix(record.item)
+        identifier = ids.item_id(prefix, self.key, ids.OUTPUT_BASE + record.index)
+        self.output.append(OutputItem(record.index, identifier, record.item))
+        self.next_index = max(self.next_index, record.index + 1)
+        if record.finish:
+            self.finish = record.finish
+            self.answers += 1
+            self.usage = add_usage(self.usage, record.usage)
+
+    def _settle(self, outcome: ToolOutcome) -> None:
+        """Write the outcome of a hosted call into its item."""
+        status = "incomplete" if outcome.unknown else "failed" if outcome.failed else "completed"
+        for position, held in enumerate(self.output):
+            if held.index == outcome.index:
+                item = {**held.item, "output": outcome.output, "status": status}
+                self.output[position] = OutputItem(held.index, held.id, item)
+
+    def input_items(self, seq: int) -> list[ContextItem]:
+        """Its input with ids, erased items left out."""
+        return identified(self.key, self.started.input, seq)
+
+    def output_items(self, seq: int) -> list[ContextItem]:
+        """Its output so far, with ids."""
+        return [ContextItem(output.id, output.item, seq) for output in self.output]
+
+    def view(self, *, stored: bool = True, settings: RunSettings | None = None, status: str = OPEN) -> RunView:
+        """All that a surface needs to show the run; `status` says how it stands while it has not ended."""
+        ended = self.ended
+        return RunView(
+            id=self.started.id,
+            created_at=self.created_at,
+            settings=settings or self.started.settings,
+            status=ended.status if ended else status,
+            output=tuple(self.output),
+            usage=(ended.usage if ended else None) or self.usage,
+            reason=ended.reason if ended else "",
+            error=ended.error if ended else None,
+            ended_at=self.ended_at,
+            previous=self.started.previous,
+            conversation=self.started.conversation,
+            background=self.started.background,
+            stored=stored,
+        )
+
+
+class BranchState:
+    """What a branch holds after its entries up to `head`."""
+
+    def __init__(self) -> None:
+        self.head = -1
+        self.items: list[ContextItem] = []
+        """What a model sees of it, oldest first; grows at its end only."""
+        self.tool_items: list[Item] = []
+        """Those of them that bring tools along."""
+        self.open: RunState | None = None
+        self.conversation = ""
+        self.metadata: dict[str, str] = {}
+        self.deleted = False
+        self.created_at = 0
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry of the branch."""
+        self.apply_record(entry.seq, entry.run, entry.at, decode(entry.kind, entry.body))
+
+    def apply_record(self, seq: int, run: int, at: int, record: Record) -> None:
+        """As `apply`, for a record that is decoded already."""
+        self.head = seq
+        match record:
+            case RunStarted():
+                self.open = RunState(seq, record, at)
+            case ItemsAdded():
+                self._extend(identified(record.key, record.items, seq))
+            case ConversationCreated():
+                self.conversation = record.id
+                self.metadata = record.metadata
+                self.created_at = at
+                self.deleted = False
+            case ConversationUpdated():
+                self.metadata = record.metadata
+            case ConversationDeleted():
+                self.deleted = True
+            case _:
+                if self.open is not None and self.open.start == run:
+                    self.open.apply(record, at)
+                    if self.open.ended is not None:
+                        self._close(self.open, seq)
+
+    def _close(self, run: RunState, seq: int) -> None:
+        self.open = None
+        if run.ended is not None and run.ended.status in VISIBLE_ENDS:
+            self._extend(run.input_items(seq))
+            self._extend(run.output_items(seq))
+
+    def _extend(self, items: list[ContextItem]) -> None:
+        self.items.extend(items)
+        self.tool_items.extend(held.item for held in items if held.item.get("type") in TOOL_ITEMS)
+
+    def fork(self, seq: int) -> BranchState:
+        """The state of a new branch that shares this one up to `seq`."""
+        forked = BranchState()
+        forked.head = seq
+        forked._extend(self.items[: bisect_right(self.items, seq, key=lambda held: held.seq)])
+        return forked
+
+
+def identified(key: str, items: list[Item], seq: int) -> list[ContextItem]:
+    """Items of a run's input or an addition with their ids; erased ones are left out but keep their ordinals."""
+    return [
+        ContextItem(item.get("id") or ids.item_id(item_prefix(item), key, position), item, seq)
+        for position, item in enumerate(items)
+        if item.get("type") != "erased"
+    ]
+
+
+def add_usage(total: Usage | None, more: Usage | None) -> Usage | None:
+    """The sum of two counts, either of which may be missing."""
+    if total is None or more is None:
+        return total or more
+    return Usage(
+        total.input + more.input,
+        total.output + more.output,
+        total.cached + more.cached,
+        total.reasoning + more.reasoning,
+        total.estimated or more.estimated,
+    )
+
+
+def fold_run(entries: list[Entry]) -> RunState | None:
+    """The state of one run from its own entries; None when its first entry is erased or missing."""
+    run: RunState | None = None
+    for entry in entries:
+        record = decode(entry.kind, entry.body)
+        if isinstance(record, RunStarted):
+            run = RunState(entry.seq, record, entry.at)
+        elif run is not None:
+            run.apply(record, entry.at)
+    return run

@@ -1,0 +1,124 @@
+"""The Conversations API: translate, check access, call the runtime, translate back."""
+
+from __future__ import annotations
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stateroom.api.http import Json, page_of, read_body, slice_page
+from stateroom.api.responses import principal
+from stateroom.runtime.conversations import Conversation, Conversations
+from stateroom.wire.items import unpack
+from stateroom.wire.requests import (
+    Bounds,
+    check_include,
+    decode_conversation,
+    decode_fork,
+    decode_items,
+    decode_metadata,
+)
+from stateroom.wire.responses import (
+    conversation_object,
+    render_conversation,
+    render_deleted_conversation,
+    render_list,
+)
+
+
+class ConversationsApi:
+    """Handlers over the runtime."""
+
+    def __init__(self, conversations: Conversations, bounds: Bounds, body_bytes: int) -> None:
+        self._conversations = conversations
+        self._bounds = bounds
+        self._body_bytes = body_bytes
+
+    def routes(self) -> list[Route]:
+        """The paths below /v1."""
+        return [
+            Route("/conversations", self.create, methods=["POST"]),
+            Route("/conversations", self.page, methods=["GET"]),
+            Route("/conversations/{conversation_id}", self.retrieve, methods=["GET"]),
+            Route("/conversations/{conversation_id}", self.update, methods=["POST"]),
+            Route("/conversations/{conversation_id}", self.delete, methods=["DELETE"]),
+            Route("/conversations/{conversation_id}/fork", self.fork, methods=["POST"]),
+            Route("/conversations/{conversation_id}/items", self.items, methods=["GET"]),
+            Route("/conversations/{conversation_id}/items", self.add_items, methods=["POST"]),
+            Route("/conversations/{conversation_id}/items/{item_id}", self.item, methods=["GET"]),
+            Route("/conversations/{conversation_id}/items/{item_id}", self.delete_item, methods=["DELETE"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        asked = decode_conversation(await self._body(request), self._bounds)
+        return _shown(
+            await self._conversations.create(principal(request).project, metadata=asked.metadata, items=asked.items)
+        )
+
+    async def page(self, request: Request) -> Response:
+        page = page_of(request.query_params)
+        found = await self._conversations.page(
+            principal(request).project, after=page.after, limit=page.limit, descending=page.descending
+        )
+        shown = [conversation_object(each.id, each.created_at, each.metadata) for each in found[: page.limit]]
+        return Json(render_list(shown, len(found) > page.limit))
+
+    async def retrieve(self, request: Request) -> Response:
+        return _shown(await self._conversations.get(principal(request).project, _id(request)))
+
+    async def update(self, request: Request) -> Response:
+        metadata = decode_metadata(await self._body(request), self._bounds)
+        return _shown(await self._conversations.update(principal(request).project, _id(request), metadata))
+
+    async def delete(self, request: Request) -> Response:
+        await self._conversations.delete(principal(request).project, _id(request))
+        return Json(render_deleted_conversation(_id(request)))
+
+    async def fork(self, request: Request) -> Response:
+        asked = decode_fork(await self._body(request), self._bounds)
+        return _shown(
+            await self._conversations.fork(
+                principal(request).project,
+                _id(request),
+                after_item_id=asked.after_item_id,
+                response_id=asked.response_id,
+                metadata=asked.metadata,
+            )
+        )
+
+    async def items(self, request: Request) -> Response:
+        query = request.query_params
+        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        held = await self._conversations.items(principal(request).project, _id(request))
+        part, more = slice_page(held, page_of(query))
+        shown = [await self._conversations.shown(each) for each in part]
+        return Json(render_list([unpack(each.item, each.id) for each in shown], more))
+
+    async def add_items(self, request: Request) -> Response:
+        items = decode_items(await self._body(request), self._bounds)
+        added = await self._conversations.add_items(principal(request).project, _id(request), items)
+        return Json(render_list([unpack(each.item, each.id) for each in added], False))
+
+    async def item(self, request: Request) -> Response:
+        found = await self._conversations.item(principal(request).project, _id(request), request.path_params["item_id"])
+        return Json(msgspec.json.encode(unpack(found.item, found.id)))
+
+    async def delete_item(self, request: Request) -> Response:
+        return _shown(
+            await self._conversations.delete_item(
+                principal(request).project, _id(request), request.path_params["item_id"]
+            )
+        )
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self._body_bytes)
+
+
+def _id(request: Request) -> str:
+    identifier: str = request.path_params["conversation_id"]
+    return identifier
+
+
+def _shown(conversation: Conversation) -> Response:
+    return Json(render_conversation(conversation.id, conversation.created_at, conversation.metadata))

@@ -1,0 +1,235 @@
+"""What every surface needs of HTTP: bodies within bounds, errors in one shape, request ids, streams of frames."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stateroom import ids
+from stateroom.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFound, StateroomError, TooLarge
+from stateroom.wire.sse import KEEPALIVE
+
+log = logging.getLogger("stateroom.api")
+
+KEEPALIVE_SECONDS = 15.0
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "testserver"})
+
+
+async def read_body(request: Request, bytes_max: int) -> bytes:
+    """The whole body. Raises TooLarge before more than `bytes_max` are kept."""
+    too_large = TooLarge(f"The request body is larger than {bytes_max} bytes (`limits.body_bytes`).")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > bytes_max:
+                raise too_large
+            chunks.append(chunk)
+    except ClientDisconnect:
+        raise InvalidRequest("The client went away before its body was complete.", code="client_disconnected") from None
+    return b"".join(chunks)
+
+
+class Json(Response):
+    """A body that is JSON already."""
+
+    media_type = "application/json"
+
+
+class Page(msgspec.Struct, frozen=True):
+    """The paging parameters of a list."""
+
+    after: str
+    before: str
+    limit: int
+    descending: bool
+
+
+def page_of(query: QueryParams) -> Page:
+    """`after`, `before`, `limit` (1-100, 20) and `order` (desc) of a list request. Raises InvalidRequest."""
+    limit = query.get("limit") or "20"
+    if not limit.isdigit() or not 1 <= int(limit) <= 100:
+        raise InvalidRequest("`limit` must be a number from 1 to 100.", code="invalid_value", param="limit")
+    order = query.get("order") or "desc"
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("`order` must be `asc` or `desc`.", code="invalid_value", param="order")
+    return Page(query.get("after") or "", query.get("before") or "", int(limit), order == "desc")
+
+
+def slice_page(entries: list[Any], page: Page, param: str = "after") -> tuple[list[Any], bool]:
+    """The page's part of objects with an `id`, given oldest first, and whether more follow."""
+    ordered = entries[::-1] if page.descending else entries
+    start, end = 0, len(ordered)
+    if page.after:
+        start = _position(ordered, page.after, "after") + 1
+    if page.before:
+        end = _position(ordered, page.before, "before")
+    part = ordered[start:end]
+    return part[: page.limit], len(part) > page.limit
+
+
+def _position(ordered: list[Any], identifier: str, param: str) -> int:
+    for position, entry in enumerate(ordered):
+        if entry.id == identifier:
+            return position
+    raise InvalidRequest(f"`{param}`: no item with id '{identifier}' in this list.", code="invalid_value", param=param)
+
+
+def flag(query: QueryParams, name: str) -> bool:
+    """A boolean query parameter."""
+    value = (query.get(name) or "false").lower()
+    if value in ("true", "1"):
+        return True
+    if value in ("false", "0"):
+        return False
+    raise InvalidRequest(f"`{name}` must be `true` or `false`.", code="invalid_value", param=name)
+
+
+class EventStream(Response):
+    """Server-sent events that are encoded already; a comment keeps idle connections open."""
+
+    def __init__(self, events: AsyncIterator[bytes], *, on_drop: Callable[[], None] | None = None) -> None:
+        super().__init__(status_code=200, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-store"
+        self.headers["x-accel-buffering"] = "no"
+        self._events = events
+        self._on_drop = on_drop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        writing = asyncio.get_running_loop().create_task(self._write(send))
+        watching = asyncio.get_running_loop().create_task(_wait_disconnect(receive))
+        try:
+            await asyncio.wait((writing, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done() and self._on_drop is not None:
+                self._on_drop()
+            if writing.done():
+                writing.result()
+        finally:
+            writing.cancel()
+            watching.cancel()
+            await asyncio.gather(writing, watching, return_exceptions=True)
+
+    async def _write(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        written = loop.time()
+
+        async def keep_alive() -> None:
+            while True:
+                await asyncio.sleep(KEEPALIVE_SECONDS)
+                if loop.time() - written >= KEEPALIVE_SECONDS:
+                    await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+
+        keeping = loop.create_task(keep_alive())
+        try:
+            async for chunk in self._events:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                written = loop.time()
+        finally:
+            keeping.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _wait_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_dropped(request: Request, waited: asyncio.Future[None]) -> bool:
+    """Wait for `waited`; False when the client went away first."""
+    watching = asyncio.get_running_loop().create_task(_wait_disconnect(request.receive))
+    try:
+        await asyncio.wait((waited, watching), return_when=asyncio.FIRST_COMPLETED)
+        return waited.done()
+    finally:
+        watching.cancel()
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Any StateroomError in OpenAI's shape."""
+    assert isinstance(error, StateroomError)
+    return error_response(error)
+
+
+def error_response(error: StateroomError) -> Response:
+    """The answer that an error is sent as."""
+    return Json(msgspec.json.encode(error.body()), status_code=error.status, headers=error.headers())
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """The framework's own refusals, in the same shape."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        return error_response(MethodNotAllowed(f"{request.method} is not allowed on {path}."))
+    if error.status_code == 404:
+        return error_response(NotFound(f"Unknown request URL: {request.method} {path}.", code="unknown_url"))
+    return error_response(InvalidRequest(str(error.detail)))
+
+
+async def answer_unexpected(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: the log has the trace, the client an id to quote."""
+    log.error("request.broke path=%s", request.url.path, exc_info=error)
+    return error_response(StateroomError("The server met an unexpected condition. Quote the x-request-id header."))
+
+
+class Edge:
+    """Outermost layer: a request id on every answer, and no requests that a web page sent behind its user's back.
+
+    A browser lets any page post to a loopback port. While no keys are asked for, requests whose Host or Origin is not
+    this machine are refused, which also defeats DNS rebinding.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
+        self._app = app
+        self._loopback_only = loopback_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = ids.new_id("req").encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        if self._loopback_only and not _is_local(scope):
+            refusal = Forbidden(
+                "This server answers requests to this machine only: the Host or Origin header names another one.",
+                code="foreign_origin",
+            )
+            await error_response(refusal)(scope, receive, send_with_id)
+            return
+        await self._app(scope, receive, send_with_id)
+
+
+def _is_local(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"host" and _host(value.decode("latin-1")) not in LOOPBACK_HOSTS:
+            return False
+        if name == b"origin":
+            origin = value.decode("latin-1")
+            if (urlsplit(origin).hostname or "") not in LOOPBACK_HOSTS:
+                return False
+    return True
+
+
+def _host(value: str) -> str:
+    return value if value.endswith("]") else value.rsplit(":", 1)[0]

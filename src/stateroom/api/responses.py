@@ -1,0 +1,177 @@
+"""The Responses API: translate, check access, call the runtime, translate back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stateroom.access.principal import Principal
+from stateroom.api.http import EventStream, Json, error_response, flag, page_of, read_body, slice_page, unless_dropped
+from stateroom.errors import InvalidRequest, StateroomError
+from stateroom.journal.entries import Frame
+from stateroom.runtime.conversations import Conversations
+from stateroom.runtime.live import LiveRun
+from stateroom.runtime.runs import RunRequest, Runs
+from stateroom.wire.events import DONE, slice_events
+from stateroom.wire.items import unpack
+from stateroom.wire.requests import Bounds, check_include, decode_count, decode_create, decode_fork
+from stateroom.wire.responses import (
+    render_conversation,
+    render_deleted_response,
+    render_input_tokens,
+    render_list,
+    render_response,
+)
+
+SURFACE = "responses"
+
+
+class ResponsesApi:
+    """Handlers over the runtime."""
+
+    def __init__(self, runs: Runs, conversations: Conversations, bounds: Bounds, body_bytes: int) -> None:
+        self._runs = runs
+        self._conversations = conversations
+        self._bounds = bounds
+        self._body_bytes = body_bytes
+
+    def routes(self) -> list[Route]:
+        """The paths below /v1."""
+        return [
+            Route("/responses", self.create, methods=["POST"]),
+            Route("/responses", self.page, methods=["GET"]),
+            Route("/responses/input_tokens", self.count, methods=["POST"]),
+            Route("/responses/{response_id}", self.retrieve, methods=["GET"]),
+            Route("/responses/{response_id}", self.delete, methods=["DELETE"]),
+            Route("/responses/{response_id}/cancel", self.cancel, methods=["POST"]),
+            Route("/responses/{response_id}/fork", self.fork, methods=["POST"]),
+            Route("/responses/{response_id}/input_items", self.input_items, methods=["GET"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        asked = decode_create(await read_body(request, self._body_bytes), self._bounds)
+        run = await self._runs.create(
+            principal(request).project,
+            RunRequest(
+                settings=asked.settings,
+                input=asked.input,
+                previous=asked.previous,
+                conversation=asked.conversation,
+                background=asked.background,
+                stream=asked.stream,
+                store=asked.store,
+                obfuscate=asked.obfuscate,
+            ),
+            surface=SURFACE,
+        )
+        if asked.stream:
+            assert run.stream is not None, "streamed runs have a stream"
+            return EventStream(events(run.stream.follow(-1), -1), on_drop=None if run.stored else _abandon(run))
+        if asked.background:
+            return Json(render_response(run.view()))
+        return await self._finished(request, run)
+
+    async def _finished(self, request: Request, run: LiveRun) -> Response:
+        """Wait for the end. A stored run goes on without its client, another is cancelled with it."""
+        if not run.stored and not await unless_dropped(request, run.done):
+            _abandon(run)()
+        await asyncio.shield(run.done)
+        if run.failure is not None:
+            return error_response(run.failure)
+        if run.state.ended is None:
+            parked = StateroomError("The server is shutting down; the response goes on when it is up again.")
+            parked.status = 503
+            return error_response(parked)
+        return Json(render_response(run.view()))
+
+    async def retrieve(self, request: Request) -> Response:
+        response_id = request.path_params["response_id"]
+        query = request.query_params
+        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        if flag(query, "stream"):
+            after = _starting_after(query.get("starting_after"))
+            frames = await self._runs.follow(principal(request).project, response_id, after=after)
+            return EventStream(events(frames, after))
+        return Json(render_response(await self._runs.view(principal(request).project, response_id)))
+
+    async def page(self, request: Request) -> Response:
+        page = page_of(request.query_params)
+        views = await self._runs.page(
+            principal(request).project, after=page.after, limit=page.limit, descending=page.descending
+        )
+        return Json(
+            render_list(
+                [msgspec.json.decode(render_response(view)) for view in views[: page.limit]], len(views) > page.limit
+            )
+        )
+
+    async def cancel(self, request: Request) -> Response:
+        return Json(
+            render_response(await self._runs.cancel(principal(request).project, request.path_params["response_id"]))
+        )
+
+    async def delete(self, request: Request) -> Response:
+        response_id = request.path_params["response_id"]
+        await self._runs.delete(principal(request).project, response_id)
+        return Json(render_deleted_response(response_id))
+
+    async def fork(self, request: Request) -> Response:
+        asked = decode_fork(await read_body(request, self._body_bytes), self._bounds)
+        forked = await self._conversations.fork_chain(
+            principal(request).project, request.path_params["response_id"], asked.metadata or {}
+        )
+        return Json(render_conversation(forked.id, forked.created_at, forked.metadata))
+
+    async def input_items(self, request: Request) -> Response:
+        query = request.query_params
+        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        items = await self._runs.input_items(principal(request).project, request.path_params["response_id"])
+        part, more = slice_page(items, page_of(query))
+        return Json(render_list([unpack(held.item, held.id) for held in part], more))
+
+    async def count(self, request: Request) -> Response:
+        asked = decode_count(await read_body(request, self._body_bytes), self._bounds)
+        count, exact = await self._runs.count_input(
+            principal(request).project,
+            RunRequest(asked.settings, asked.input, asked.previous, asked.conversation, store=False),
+            surface=SURFACE,
+        )
+        headers = {} if exact else {"x-stateroom-token-count": "estimate"}
+        return Json(render_input_tokens(count), headers=headers)
+
+
+async def events(frames: AsyncIterator[Frame], after: int) -> AsyncIterator[bytes]:
+    """The frames' events beyond `after`, then the closing line."""
+    async for frame in frames:
+        yield frame.body if frame.first > after else slice_events(frame.body, frame.first, after)
+    yield DONE
+
+
+def principal(request: Request) -> Principal:
+    """Who is asking."""
+    found: Principal = request.scope["stateroom.principal"]
+    return found
+
+
+def _abandon(run: LiveRun) -> Callable[[], None]:
+    def abandon() -> None:
+        run.cancelling = True
+        if run.task is not None:
+            run.task.cancel()
+
+    return abandon
+
+
+def _starting_after(value: str | None) -> int:
+    if value is None or value == "":
+        return -1
+    if not value.lstrip("-").isdigit() or len(value) > 18:
+        raise InvalidRequest(
+            "`starting_after` must be a sequence number.", code="invalid_value", param="starting_after"
+        )
+    return int(value)

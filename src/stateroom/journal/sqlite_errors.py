@@ -1,0 +1,62 @@
+"""What SQLite's errors mean to the journal's callers."""
+
+from __future__ import annotations
+
+import errno
+from types import TracebackType
+from typing import Final
+
+import apsw
+import msgspec
+
+from stateroom.errors import JournalDamaged, StateroomError, StorageError, StorageFull
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def translate(error: Exception, *, system_errno: int = 0) -> StateroomError:
+    """The error of ours for anything that went wrong below; `system_errno` is the connection's last one."""
+    if isinstance(error, StateroomError):
+        return error
+    ours = _no_room() if isinstance(error, apsw.IOError) and system_errno in _NO_ROOM else _translate(error)
+    ours.__cause__ = error
+    return ours
+
+
+def _no_room() -> StorageFull:
+    return StorageFull("The disk with the data directory is full: nothing of this was kept. Make room, then try again.")
+
+
+def _translate(error: Exception) -> StateroomError:
+    match error:
+        case apsw.FullError():
+            return _no_room()
+        case apsw.CorruptError() | apsw.NotADBError():
+            return JournalDamaged(f"The journal's file is damaged ({error}). Stop, and restore it from a backup.")
+        case apsw.BusyError() | apsw.LockedError():
+            return StorageError("Another process holds the journal's file. End it, or try again.", code="journal_busy")
+        case apsw.ConnectionClosedError():
+            return StorageError("The journal is closed.", code="journal_closed")
+        case apsw.Error():
+            return StorageError(f"The journal's file could not be read or written ({error}). See the disk's state.")
+        case msgspec.MsgspecError():
+            return StorageError(f"An entry's body is not of its kind: {error}", code="malformed_append")
+        case _:
+            return StorageError(f"The journal could not do that: {type(error).__name__}: {error}")
+
+
+class _Translated:
+    """A class and not a generator, because every read passes through it."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, apsw.Error):
+            raise translate(error) from error
+
+
+TRANSLATED: Final = _Translated()
+"""Lets no error of SQLite out of its block."""

@@ -1,0 +1,252 @@
+"""What the writer does inside a transaction of the journal on SQLite: appends, renewals, redactions, rebuilds.
+
+Synchronous, on one connection, in one thread. A refusal (HeadMoved, Fenced) is raised before anything of its change is
+written, so that the others in the transaction stand; after any other error the caller must roll back and call `reset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import apsw
+
+from stateroom.errors import Fenced, HeadMoved
+from stateroom.journal.codes import KIND_CODES, kind_name
+from stateroom.journal.drafts import check_append, this_run
+from stateroom.journal.entries import Entry, Erased, Kind, encode
+from stateroom.journal.frames import FramePacker
+from stateroom.journal.index import INDEXED, index_changes
+from stateroom.journal.sqlite_index import IndexWriter, place_of
+from stateroom.journal.store import THIS, Append, Appended, Branch, Lease
+
+_CACHED = 16_384
+"""Branches whose unchanging facts are remembered; beyond it the memory starts anew."""
+
+
+class _Line(NamedTuple):
+    """What never changes about a branch."""
+
+    id: int
+    project: int
+    first: int
+
+
+class Ledger:
+    """Writes the journal. `generation` is the one of the file when this store opened it."""
+
+    def __init__(self, connection: apsw.Connection, queries: Mapping[str, str], generation: int) -> None:
+        self._cursor = connection.cursor()
+        self._connection = connection
+        self._execute = self._cursor.execute
+        self._queries = queries
+        self._index = IndexWriter(self._cursor, queries)
+        self._generation = generation
+        self._packer = FramePacker()
+        self._projects: dict[str, int] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
+
+    def reset(self) -> None:
+        """Forget what a rolled back transaction may have put into memory."""
+        self._projects.clear()
+        self._lines.clear()
+
+    def check_generation(self) -> None:
+        """Raise Fenced when a server has opened the file since. First in every transaction."""
+        if read_generation(self._cursor, self._queries) != self._generation:
+            raise Fenced("Another server has taken over this data directory: this one may write nothing more.")
+
+    def append(self, change: Append, now: int) -> Appended:
+        """Write one append. `now` in milliseconds."""
+        check_append(change)
+        count = len(change.entries)
+        if change.create is not None:
+            line, head, lease = self._create(change, change.create, now)
+        else:
+            found = self._line(change.project, change.branch)
+            if found is None:
+                raise HeadMoved(f"Branch {change.branch!r} is not there.")
+            line = found
+            head = self._head(line) if change.expected is None else change.expected
+            lease = self._advance(line, change, head, now)
+        this = this_run(change.entries, head + 1) if count or change.frames_run == THIS else THIS
+        if count:
+            self._write_entries(line, change, head + 1, this)
+        if change.frames_run != -1:
+            self._write_frames(line, change, this if change.frames_run == THIS else change.frames_run)
+        return Appended(head + count, lease)
+
+    def renew(self, leases: Sequence[Lease], until: int) -> list[Lease]:
+        """Extend those leases that are current, and return them."""
+        kept = []
+        for lease in leases:
+            row = self._do("find_branch", (lease.branch,)).fetchone()
+            if row is None:
+                continue
+            self._do("renew_lease", (until, row[0], lease.fence, self._generation))
+            if self._connection.changes():
+                kept.append(lease)
+        return kept
+
+    def redact(self, project: str, branch: str, bodies: Mapping[int, bytes | None], at: int) -> None:
+        """Overwrite or erase own entries of a branch, with their index rows and frames."""
+        line = self._line(project, branch)
+        if line is None:
+            return
+        for seq, body in bodies.items():
+            row = self._do("read_entry", (place_of(line.id, seq),)).fetchone() if seq >= line.first else None
+            if row is None or row[0] == KIND_CODES[Kind.ERASED]:
+                continue
+            old = Entry(seq, kind_name(row[0]), row[1], row[2], row[3])
+            erased = Entry(seq, Kind.ERASED, old.run, old.at, encode(Erased(old.kind, at)))
+            new = erased if body is None else Entry(seq, old.kind, old.run, old.at, body)
+            self._do("change_entry", (KIND_CODES[new.kind], new.body, place_of(line.id, seq)))
+            self._index.replace(line.id, line.project, old, new)
+            if body is None and old.kind == Kind.RUN_STARTED:
+                self._drop_frames(place_of(line.id, seq))
+
+    def rebuild(self) -> None:
+        """Derive the whole index anew."""
+        self._index.rebuild(self._connection.cursor())
+
+    # How
+
+    def _create(self, change: Append, create: Branch, now: int) -> tuple[_Line, int, Lease | None]:
+        project = self._project(create.project)
+        parent = None
+        if create.parent:
+            parent = self._line(create.project, create.parent)
+            if parent is None or self._head(parent) < create.parent_seq:
+                raise HeadMoved(f"Branch {create.parent!r} cannot be forked at {create.parent_seq}.")
+        head = create.parent_seq
+        if change.expected is not None and change.expected != head:
+            raise HeadMoved(f"Branch {create.id!r} would stand at {head}, not at {change.expected}.")
+        holds = bool(change.acquire) and not change.release
+        until = now + _milliseconds(change.lease_seconds) if holds else 0
+        values = (head + len(change.entries), int(bool(change.acquire)), change.acquire if holds else "", until)
+        row = self._do(
+            "add_branch",
+            (create.id, project, parent.id if parent else None, create.parent_seq, *values, self._generation),
+        ).fetchone()
+        if row is None:
+            raise HeadMoved(f"Branch {create.id!r} is already there.")
+        line = self._remember(create.project, create.id, _Line(row[0], project, create.parent_seq + 1))
+        return line, head, Lease(create.id, 1) if holds else None
+
+    def _advance(self, line: _Line, change: Append, head: int, now: int) -> Lease | None:
+        """Check who writes and where, and move the head: one statement, before anything else is written."""
+        lease, new_head = change.lease, head + len(change.entries)
+        generation = self._generation
+        until = now + _milliseconds(change.lease_seconds)
+        if lease is not None:
+            if not change.entries and not change.release:
+                return self._check_held(line, change, lease)
+            if change.release:
+                self._do("advance_and_release", (new_head, line.id, head, lease.fence, generation))
+            else:
+                self._do("advance_held", (new_head, until, line.id, head, lease.fence, generation))
+            if not self._connection.changes():
+                self._refuse(line, change)
+            return None if change.release else lease
+        if change.acquire:
+            holder, until = ("", 0) if change.release else (change.acquire, until)
+            row = self._do(
+                "advance_and_take", (new_head, holder, until, generation, line.id, head, change.acquire, now)
+            ).fetchone()
+            if row is None:
+                self._refuse(line, change)
+            return None if change.release else Lease(change.branch, row[0])
+        if change.entries:
+            self._do("advance_free", (new_head, line.id, head, now, generation))
+            if not self._connection.changes():
+                self._refuse(line, change)
+        elif change.expected is not None and self._head(line) != change.expected:
+            self._refuse(line, change)
+        return None
+
+    def _check_held(self, line: _Line, change: Append, lease: Lease) -> Lease:
+        """Frames alone do not touch the branch's row: a stream would rewrite it with each batch."""
+        head, fence, holder, _, generation = self._do("read_head", (line.id,)).fetchone()
+        if fence != lease.fence or not holder or generation != self._generation:
+            self._refuse(line, change)
+        if change.expected is not None and change.expected != head:
+            self._refuse(line, change)
+        return lease
+
+    def _refuse(self, line: _Line, change: Append) -> NoReturn:
+        head, fence, holder, _, generation = self._do("read_head", (line.id,)).fetchone()
+        lease = change.lease
+        if lease is not None and (fence != lease.fence or not holder or generation != self._generation):
+            raise Fenced(f"The lease of branch {change.branch!r} went to another writer.")
+        if change.expected is not None and change.expected != head:
+            raise HeadMoved(f"Branch {change.branch!r} stands at {head}, not at {change.expected}.")
+        raise HeadMoved(f"Branch {change.branch!r} is held by another writer.")
+
+    def _write_entries(self, line: _Line, change: Append, first: int, this: int) -> None:
+        place = place_of(line.id, first)
+        rows = []
+        for draft in change.entries:
+            run = this if draft.run == THIS else draft.run
+            rows.append((place, KIND_CODES[draft.kind], run, draft.at, draft.body))
+            place += 1
+        self._cursor.executemany(self._queries["add_entry"], rows)
+        for seq, draft in enumerate(change.entries, first):
+            if draft.kind in INDEXED:
+                run = this if draft.run == THIS else draft.run
+                changes = index_changes(seq, draft.kind, draft.at, run, draft.body)
+                if changes:
+                    self._index.apply(line.id, line.project, changes)
+
+    def _write_frames(self, line: _Line, change: Append, run: int) -> None:
+        place = place_of(line.id, run)
+        if not change.seal:
+            for frame in change.frames:
+                self._do("add_frame", (place, frame.first, frame.last, frame.body))
+            return
+        self._drop_frames(place)
+        for frame in change.frames:
+            self._do("seal", (place, frame.first, frame.last, self._packer.pack(frame.body)))
+
+    def _drop_frames(self, place: int) -> None:
+        self._do("drop_frames", (place,))
+        self._do("drop_sealed", (place,))
+
+    def _head(self, line: _Line) -> int:
+        head: int = self._do("read_head", (line.id,)).fetchone()[0]
+        return head
+
+    def _line(self, project: str, branch: str) -> _Line | None:
+        line = self._lines.get((project, branch))
+        if line is None:
+            row = self._do("find_branch", (branch,)).fetchone()
+            if row is None or row[1] != project:
+                return None
+            line = self._remember(project, branch, _Line(row[0], self._project(project), row[3] + 1))
+        return line
+
+    def _remember(self, project: str, branch: str, line: _Line) -> _Line:
+        if len(self._lines) >= _CACHED:
+            self._lines.clear()
+        self._lines[project, branch] = line
+        return line
+
+    def _project(self, name: str) -> int:
+        number = self._projects.get(name)
+        if number is None:
+            row = self._do("find_project", (name,)).fetchone() or self._do("add_project", (name,)).fetchone()
+            number = self._projects[name] = row[0]
+        return number
+
+    def _do(self, query: str, values: tuple[Any, ...]) -> Any:
+        return self._execute(self._queries[query], values)
+
+
+def read_generation(cursor: apsw.Cursor | apsw.Connection, queries: Mapping[str, str]) -> int:
+    """How often a server has opened the file."""
+    rows: Any = cursor.execute(queries["read_generation"])
+    [(generation,)] = rows
+    return int(generation)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,229 @@
+"""What is read from the journal on SQLite: entries, frames and every look-up of the index.
+
+Small reads run where they are asked for, on a read-only connection of their own: they take tens of microseconds, less
+than a hop to a thread. What may be large goes on in a thread, on a second connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import apsw
+import msgspec
+
+from stateroom.journal.codes import kind_name, pack_digest, status_name, surface_name
+from stateroom.journal.entries import Entry, Frame
+from stateroom.journal.frames import FramePacker
+from stateroom.journal.sqlite_errors import TRANSLATED
+from stateroom.journal.sqlite_index import PLACE_MAX, place_of
+from stateroom.journal.store import Branch, ConversationRow, ItemRow, RunRow
+
+_INLINE: Final = 256
+"""Rows that a read fetches on the event loop before it goes on in a thread."""
+_INLINE_PACKED: Final = 32 * 1024
+"""Bytes of a sealed stream that are unpacked on the event loop."""
+_CACHED: Final = 16_384
+_SEQ_END: Final = 2**32 - 1
+
+_Answer = TypeVar("_Answer")
+_metadata = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class _Line(NamedTuple):
+    """What never changes about a branch; `parent` 0 for none."""
+
+    id: int
+    parent: int
+    parent_seq: int
+
+
+class SqliteReads:
+    """Implements `Index` and the reading half of `Journal`."""
+
+    def __init__(self, connect: Callable[[], apsw.Connection], queries: Mapping[str, str]) -> None:
+        self._connect = connect
+        self._queries = queries
+        self._near = connect()
+        self._near_execute = self._near.execute
+        self._far: apsw.Connection | None = None
+        self._far_lock = threading.Lock()
+        self._unpack = FramePacker().unpack
+        self._lines: dict[tuple[str, str], _Line] = {}
+
+    # The journal
+
+    async def branch(self, project: str, branch: str) -> Branch | None:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            return None if line is None else Branch(*self._rows("read_branch", (line.id,))[0])
+
+    async def read(
+        self, project: str, branch: str, *, after: int = -1, upto: int | None = None, run: int | None = None
+    ) -> list[Entry]:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            if line is None:
+                return []
+            last = _SEQ_END if upto is None else min(upto, _SEQ_END)
+            if run is not None:
+                return await self._read_run(line, after, last, run)
+            entries: list[Entry] = []
+            for span in reversed(self._spans(line, after, last)):
+                entries += await self._read_span("read_entries", *span)
+            return entries
+
+    async def frames(self, project: str, branch: str, run: int, *, after: int = -1) -> list[Frame]:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            if line is None:
+                return []
+            place = place_of(line.id, run)
+            frames = []
+            for first, last, packed in self._rows("read_sealed", (place, after)):
+                large = len(packed) > _INLINE_PACKED
+                body = await asyncio.to_thread(self._unpack, packed) if large else self._unpack(packed)
+                frames.append(Frame(first, last, body))
+            rows = self._rows("read_frames", (place, after, -1, _INLINE))
+            if len(rows) == _INLINE:
+                rest = (place, after, rows[-1][0], -1)
+                rows += await self.in_thread(lambda far: far.execute(self._queries["read_frames"], rest).fetchall())
+            return [*frames, *[Frame(*row) for row in rows]]
+
+    # The index
+
+    async def run(self, project: str, run_id: str) -> RunRow | None:
+        with TRANSLATED:
+            rows = self._rows("find_run", (project, run_id))
+            return _run_row(rows[0]) if rows else None
+
+    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
+        with TRANSLATED:
+            mark = self._mark("run_mark", project, after, descending)
+            if mark is None:
+                return []
+            name = "runs_before" if descending else "runs_after"
+            return [_run_row(row) for row in self._rows(name, (project, *mark, limit))]
+
+    async def open_runs(self) -> list[RunRow]:
+        with TRANSLATED:
+            return [_run_row(row) for row in self._rows("open_runs", ())]
+
+    async def runs_on(self, project: str, branch: str) -> list[RunRow]:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            if line is None:
+                return []
+            span = (place_of(line.id, -1), place_of(line.id, _SEQ_END))
+            return [_run_row(row) for row in self._rows("runs_between", span)]
+
+    async def item(self, project: str, item_id: str) -> ItemRow | None:
+        with TRANSLATED:
+            rows = self._rows("find_item", (project, item_id))
+            return ItemRow(item_id, *rows[0]) if rows else None
+
+    async def conversation(self, project: str, conversation_id: str) -> ConversationRow | None:
+        with TRANSLATED:
+            rows = self._rows("find_conversation", (project, conversation_id))
+            return _conversation_row(rows[0]) if rows else None
+
+    async def conversations(
+        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+    ) -> list[ConversationRow]:
+        with TRANSLATED:
+            mark = self._mark("conversation_mark", project, after, descending)
+            if mark is None:
+                return []
+            name = "conversations_before" if descending else "conversations_after"
+            return [_conversation_row(row) for row in self._rows(name, (project, *mark, limit))]
+
+    async def children(self, project: str, branch: str) -> list[Branch]:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            return [] if line is None else [Branch(*row) for row in self._rows("read_children", (line.id,))]
+
+    async def blob_in_use(self, digest: str) -> bool:
+        with TRANSLATED:
+            return bool(self._rows("find_blob_use", (pack_digest(digest),)))
+
+    # How
+
+    async def in_thread(self, action: Callable[[apsw.Connection], _Answer]) -> _Answer:
+        """Run a long read off the event loop, on the connection kept for that."""
+        return await asyncio.to_thread(self._on_far, action)
+
+    def close_reads(self) -> None:
+        self._near.close()
+        with self._far_lock:
+            if self._far is not None:
+                self._far.close()
+
+    def _on_far(self, action: Callable[[apsw.Connection], _Answer]) -> _Answer:
+        with self._far_lock:
+            if self._far is None:
+                self._far = self._connect()
+            return action(self._far)
+
+    async def _read_run(self, line: _Line, after: int, last: int, run: int) -> list[Entry]:
+        # A run that has ended has nothing beyond its end; an open one stands at the end of its branch.
+        ended = self._rows("run_end", (place_of(line.id, run),))
+        if ended and ended[0][0] is not None:
+            last = min(last, ended[0][0])
+        return await self._read_span("read_run_entries", line.id, max(after, run - 1), last, run)
+
+    async def _read_span(self, query: str, branch: int, after: int, last: int, *more: int) -> list[Entry]:
+        end = place_of(branch, last)
+        rows = self._rows(query, (place_of(branch, after), end, *more, _INLINE))
+        if len(rows) == _INLINE:
+            rest = (place_of(branch, rows[-1][0]), end, *more, -1)
+            rows += await self.in_thread(lambda far: far.execute(self._queries[query], rest).fetchall())
+        return [Entry(seq, kind_name(kind), run, at, body) for seq, kind, run, at, body in rows]
+
+    def _spans(self, line: _Line, after: int, last: int) -> list[tuple[int, int, int]]:
+        """Branch, `after` and last seq of the entries wanted, youngest branch first."""
+        spans = []
+        while True:
+            first = max(after, line.parent_seq)
+            if first < last:
+                spans.append((line.id, first, last))
+            last = min(last, line.parent_seq)
+            if not line.parent or after >= last:
+                return spans
+            line = self._ancestor(line.parent)
+
+    def _line(self, project: str, branch: str) -> _Line | None:
+        line = self._lines.get((project, branch))
+        if line is None:
+            rows = self._rows("find_branch", (branch,))
+            if not rows or rows[0][1] != project:
+                return None
+            line = _Line(rows[0][0], rows[0][2] or 0, rows[0][3])
+            if len(self._lines) >= _CACHED:
+                self._lines.clear()
+            self._lines[project, branch] = line
+        return line
+
+    def _ancestor(self, branch: int) -> _Line:
+        parent, parent_seq = self._rows("find_branch_by_id", (branch,))[0]
+        return _Line(branch, parent or 0, parent_seq)
+
+    def _mark(self, query: str, project: str, after: str, descending: bool) -> tuple[int, int] | None:
+        if not after:
+            return (PLACE_MAX, PLACE_MAX) if descending else (-PLACE_MAX, 0)
+        rows = self._rows(query, (project, after))
+        return rows[0] if rows else None
+
+    def _rows(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        return self._near_execute(self._queries[query], values).fetchall()
+
+
+def _run_row(row: Sequence[Any]) -> RunRow:
+    id, branch, start, end, status, surface, created_at, project = row
+    return RunRow(id, branch, start, end, status_name(status), surface_name(surface), created_at, project)
+
+
+def _conversation_row(row: Sequence[Any]) -> ConversationRow:
+    id, branch, created_at, metadata, forked_from = row
+    return ConversationRow(id, branch, created_at, _metadata(metadata), forked_from)

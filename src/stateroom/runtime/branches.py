@@ -1,0 +1,218 @@
+"""Active branches: folded state and encoded context kept in memory, and who may write next.
+
+Losing any of this costs time and nothing else: a branch that is not here is folded from the journal. Branches in use
+are never dropped; the others go, longest unused first, when they pass the memory bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from stateroom import ids
+from stateroom.agent.context import Context
+from stateroom.agent.state import BranchState
+from stateroom.clock import Clock
+from stateroom.errors import Fenced, InvalidRequest, StorageError
+from stateroom.journal.entries import ContextItem
+from stateroom.journal.store import Branch, Journal
+from stateroom.runtime.writer import BranchWriter, Flusher
+
+
+class ActiveBranch:
+    """A branch in memory."""
+
+    def __init__(self, project: str, branch: str, state: BranchState, context: Context | None = None) -> None:
+        self.project = project
+        self.branch = branch
+        self.state = state
+        self.context = context or Context()
+        self.writer: BranchWriter | None = None
+        """Whoever writes it now."""
+        self.stale = False
+        """What is in memory must not be used again once it is free."""
+        self.parent: Branch | None = None
+        """Set on a branch that its first append has yet to create."""
+        self.busy = False
+        """Taken by a run or another writer."""
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def size(self) -> int:
+        """A guess at its memory, in bytes."""
+        return 2_000 + 1_500 * len(self.state.items)
+
+    def try_take(self) -> bool:
+        """Take it if it is free."""
+        if self.busy:
+            return False
+        self.busy = True
+        return True
+
+    async def take(self, *, queue_max: int, wait_seconds: float) -> None:
+        """Take it in turn. Raises InvalidRequest `conversation_locked` when too many wait, or for too long."""
+        if self.try_take():
+            return
+        locked = InvalidRequest(
+            "Another process is currently operating on this conversation. Please retry in a few seconds.",
+            code="conversation_locked",
+            param="conversation",
+        )
+        if len(self._queue) >= queue_max:
+            raise locked
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await asyncio.wait_for(asyncio.shield(turn), wait_seconds)
+        except (TimeoutError, asyncio.CancelledError) as stopped:
+            if turn.done() and not turn.cancelled():
+                self.free()
+            else:
+                turn.cancel()
+            if isinstance(stopped, TimeoutError):
+                raise locked from None
+            raise
+
+    def free(self) -> None:
+        """Let the next one in line have it."""
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self.busy = False
+        self.writer = None
+
+    async def settled(self) -> None:
+        """Wait until the state shows nothing that is not durable."""
+        if self.writer is not None and self.writer.failure is None:
+            await self.writer.commit()
+
+
+class Branches:
+    """All active branches."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        flusher: Flusher,
+        clock: Clock,
+        *,
+        memory_bytes: int,
+        holder: str,
+        on_fenced: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._flusher = flusher
+        self._clock = clock
+        self._memory_bytes = memory_bytes
+        self._holder = holder
+        self._on_fenced = on_fenced
+        self._active: OrderedDict[tuple[str, str], ActiveBranch] = OrderedDict()
+        self._loading: dict[tuple[str, str], asyncio.Future[ActiveBranch]] = {}
+        self._size = 0
+
+    async def open(self, project: str, branch: str) -> ActiveBranch:
+        """The branch, folded to its head."""
+        key = (project, branch)
+        active = self._active.get(key)
+        if active is not None and not (active.stale and not active.busy):
+            self._active.move_to_end(key)
+            return active
+        loading = self._loading.get(key)
+        if loading is None:
+            loading = asyncio.ensure_future(self._load(project, branch))
+            self._loading[key] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(key, None))
+        return await asyncio.shield(loading)
+
+    async def _load(self, project: str, branch: str) -> ActiveBranch:
+        state = BranchState()
+        row = await self._journal.branch(project, branch)
+        if row is not None:
+            state.head = row.parent_seq
+            for number, entry in enumerate(await self._journal.read(project, branch)):
+                state.apply(entry)
+                if number % 512 == 511:
+                    await asyncio.sleep(0)
+        active = ActiveBranch(project, branch, state)
+        self._keep(active)
+        return active
+
+    def begin(self, project: str, state: BranchState, parent: Branch, context: Context | None = None) -> ActiveBranch:
+        """A new branch, taken by the caller; its first append creates it."""
+        active = ActiveBranch(project, parent.id, state, context)
+        active.parent = parent
+        active.busy = True
+        self._keep(active)
+        return active
+
+    def new(self, project: str) -> ActiveBranch:
+        """A new branch without a parent, taken by the caller."""
+        return self.begin(project, BranchState(), Branch(ids.new_id("br"), project))
+
+    def fork(self, source: ActiveBranch, seq: int) -> ActiveBranch:
+        """A new branch that shares `source` up to `seq`, taken by the caller."""
+        parent = Branch(ids.new_id("br"), source.project, source.branch, seq, seq)
+        return self.begin(source.project, source.state.fork(seq), parent)
+
+    def writer(self, active: ActiveBranch, *, journal: Journal | None = None) -> BranchWriter:
+        """The writer of a branch that the caller has taken. A failed commit drops the branch from memory."""
+
+        def failed(error: StorageError) -> None:
+            active.stale = True
+            if isinstance(error, Fenced):
+                self._on_fenced()
+
+        writer = BranchWriter(
+            journal or self._journal,
+            self._flusher,
+            self._clock,
+            project=active.project,
+            branch=active.branch,
+            state=active.state,
+            holder=self._holder,
+            create=active.parent,
+            on_failure=failed,
+        )
+        active.parent = None
+        active.writer = writer
+        return writer
+
+    def done(self, active: ActiveBranch) -> None:
+        """The caller is through with a branch that it had taken."""
+        active.free()
+        key = (active.project, active.branch)
+        if active.stale and self._active.get(key) is active:
+            del self._active[key]
+        self._shrink()
+
+    def forget(self, project: str) -> None:
+        """Drop what is known of a project's branches, because content was erased."""
+        for key, active in list(self._active.items()):
+            if key[0] != project:
+                continue
+            active.stale = True
+            if not active.busy:
+                del self._active[key]
+
+    def _keep(self, active: ActiveBranch) -> None:
+        self._active[(active.project, active.branch)] = active
+        self._shrink()
+
+    def _shrink(self) -> None:
+        if len(self._active) % 64:
+            return
+        total = sum(active.size for active in self._active.values())
+        for key, active in list(self._active.items()):
+            if total <= self._memory_bytes:
+                return
+            if not active.busy:
+                total -= active.size
+                del self._active[key]
+
+
+def items_before(state: BranchState, seq: int) -> list[ContextItem]:
+    """What the branch held before the run that starts at `seq`."""
+    return [held for held in state.items if held.seq < seq]

@@ -1,0 +1,113 @@
+"""Who carries out a run: in this dispatcher, a task of this process.
+
+A dispatcher promises only that a run is carried out at least once, somewhere; the journal's intents and fences make
+that exactly once where it matters. This one bounds how many runs go on at a time, and lets the others wait in line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from stateroom.errors import TooMany
+from stateroom.runtime.live import LiveRun
+from stateroom.runtime.worker import Worker
+
+
+class Dispatcher(Protocol):
+    """Starts, wakes, times, cancels and recovers runs."""
+
+    def start(self, run: LiveRun) -> None:
+        """Have the run carried out from where its journal stands."""
+        ...
+
+    def at(self, seconds: float, wake: Callable[[], Awaitable[None]]) -> None:
+        """Call `wake` once, that many seconds from now."""
+        ...
+
+    async def cancel(self, run: LiveRun) -> None:
+        """End the run as cancelled; returns when that is durable."""
+        ...
+
+    async def close(self, seconds: float) -> int:
+        """Let runs finish for that long, then park the rest; returns how many were parked."""
+        ...
+
+
+class LocalDispatcher:
+    """Tasks on this process's event loop."""
+
+    def __init__(self, worker: Worker, *, runs_max: int, waiting_max: int, on_done: Callable[[LiveRun], None]) -> None:
+        self._worker = worker
+        self._places = asyncio.Semaphore(runs_max)
+        self._bound = runs_max + waiting_max
+        self._on_done = on_done
+        self._runs: dict[str, LiveRun] = {}
+        self._timers: set[asyncio.Task[None]] = set()
+
+    def admit(self) -> None:
+        """Refuse a new run when too many wait already. Raises TooMany."""
+        if len(self._runs) >= self._bound:
+            raise TooMany(
+                "Too many runs are waiting on this server. Retry in a few seconds, or raise `limits.waiting_runs`.",
+                retry_after=2.0,
+            )
+
+    @property
+    def count(self) -> int:
+        """Runs that go on or wait."""
+        return len(self._runs)
+
+    def start(self, run: LiveRun) -> None:
+        self._runs[run.id] = run
+        run.task = asyncio.get_running_loop().create_task(self._carry_out(run), name=run.id)
+
+    def at(self, seconds: float, wake: Callable[[], Awaitable[None]]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            await wake()
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self._timers.add(task)
+        task.add_done_callback(self._timers.discard)
+
+    async def cancel(self, run: LiveRun) -> None:
+        if run.state.ended is None:
+            run.cancelling = True
+            if run.task is not None:
+                run.task.cancel()
+        await asyncio.shield(run.done)
+
+    async def close(self, seconds: float) -> int:
+        for timer in self._timers:
+            timer.cancel()
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        parked = [task for task in tasks if not task.done()]
+        for task in parked:
+            task.cancel()
+        if parked:
+            await asyncio.wait(parked, timeout=5.0)
+        return len(parked)
+
+    async def _carry_out(self, run: LiveRun) -> None:
+        try:
+            try:
+                async with self._places:
+                    await self._worker.drive(run)
+            except asyncio.CancelledError:
+                # Cancelled while it waited for a place: the worker ends it, which takes no time.
+                if not run.cancelling or run.state.ended is not None:
+                    raise
+                await self._worker.drive_cancelled(run)
+        except asyncio.CancelledError:
+            pass  # parked: the run stays open in the journal
+        finally:
+            self._runs.pop(run.id, None)
+            if run.stream is not None:
+                run.stream.end()
+            self._on_done(run)
+            if not run.done.done():
+                run.done.set_result(None)

@@ -1,0 +1,212 @@
+"""Making a run's input whole before it is written: references, images, sealed reasoning, large settings.
+
+All that can fail because of the caller fails here, before anything is journalled.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from stateroom import ids
+from stateroom.access.outbound import OutboundGuard
+from stateroom.access.sealing import Sealer
+from stateroom.agent.state import fold_run
+from stateroom.blobs.store import Blobs
+from stateroom.errors import InvalidRequest, NotFound
+from stateroom.journal.entries import Item, ItemsAdded, RunSettings, RunStarted, decode
+from stateroom.journal.store import Index, Journal
+from stateroom.settings import Limits
+
+BLOB_FROM_BYTES = 512
+"""Tools and instructions beyond this size are kept once, by content hash, however often they are sent."""
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+
+class Inputs:
+    """Resolves what an input refers to."""
+
+    def __init__(
+        self, journal: Journal, index: Index, blobs: Blobs, guard: OutboundGuard, sealer: Sealer, limits: Limits
+    ) -> None:
+        self._journal = journal
+        self._index = index
+        self._blobs = blobs
+        self._guard = guard
+        self._sealer = sealer
+        self._limits = limits
+
+    async def resolve(self, project: str, items: Iterable[Item], *, present: frozenset[str], store: bool) -> list[Item]:
+        """The items with references replaced by what they name and images fetched.
+
+        References to items that are `present` in the branch already add nothing.
+        """
+        resolved: list[Item] = []
+        for position, item in enumerate(items):
+            kind = item.get("type")
+            if kind == "item_reference":
+                if item["id"] not in present:
+                    resolved.append(await self._referenced(project, item["id"], f"input[{position}].id"))
+            elif kind == "reasoning" and item.get("encrypted_content") and not item.get("content"):
+                resolved.append(self._opened(project, item))
+            else:
+                resolved.append(await self._with_images(item, f"input[{position}]", store=store))
+        return resolved
+
+    async def item(self, project: str, item_id: str) -> Item | None:
+        """A stored item of the project by its id, wherever it stands; None when there is none."""
+        parsed = ids.parse_item_id(item_id)
+        if parsed is not None:
+            key, ordinal = parsed
+            row = await self._index.run(project, f"resp_{key}")
+            if row is not None:
+                run = fold_run(await self._journal.read(project, row.branch, run=row.start))
+                if run is not None:
+                    for held in [*run.input_items(0), *run.output_items(0)]:
+                        if held.id == item_id:
+                            return held.item
+            return await self._added(project, key, ordinal) or await self._own_id(project, item_id)
+        return await self._own_id(project, item_id)
+
+    async def _added(self, project: str, key: str, ordinal: int) -> Item | None:
+        row = await self._index.item(project, key)
+        if row is None:
+            return None
+        items = await self._items_at(project, row.branch, row.seq)
+        return _living(items, ordinal)
+
+    async def _own_id(self, project: str, item_id: str) -> Item | None:
+        row = await self._index.item(project, item_id)
+        if row is None:
+            return None
+        return _living(await self._items_at(project, row.branch, row.seq), row.position)
+
+    async def _items_at(self, project: str, branch: str, seq: int) -> list[Item]:
+        for entry in await self._journal.read(project, branch, after=seq - 1, upto=seq):
+            record = decode(entry.kind, entry.body)
+            if isinstance(record, ItemsAdded):
+                return record.items
+            if isinstance(record, RunStarted):
+                return record.input
+        return []
+
+    async def _referenced(self, project: str, item_id: str, param: str) -> Item:
+        item = await self.item(project, item_id)
+        if item is None:
+            raise NotFound(
+                f"Item with id '{item_id}' not found. Items are not kept when `store` is false; send the item itself.",
+                code="item_not_found",
+                param=param,
+            )
+        return {**item, "id": item_id}
+
+    def _opened(self, project: str, item: Item) -> Item:
+        text = self._sealer.open(project, item["encrypted_content"])
+        if text is None:
+            return item
+        return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+
+    async def _with_images(self, item: Item, path: str, *, store: bool) -> Item:
+        changed = item
+        for field in ("content", "output"):
+            parts = item.get(field)
+            if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
+                continue
+            whole = [
+                await self._image(part, f"{path}.{field}[{n}].image_url", store=store) if _is_image(part) else part
+                for n, part in enumerate(parts)
+            ]
+            changed = {**changed, field: whole}
+        return changed
+
+    async def _image(self, part: dict[str, Any], param: str, *, store: bool) -> dict[str, Any]:
+        url = part["image_url"]
+        if url.startswith("data:"):
+            data, media_type = decode_data_url(url, param)
+        else:
+            data, media_type = await self._guard.fetch(url, param=param, accept="image/*")
+        if media_type not in IMAGE_TYPES:
+            message = f"Images must be PNG, JPEG, GIF or WebP, not {media_type!r}."
+            raise InvalidRequest(message, code="unsupported_image_media_type", param=param)
+        if not data:
+            raise InvalidRequest("The image is empty.", code="empty_image_file", param=param)
+        if len(data) > self._limits.image_bytes:
+            message = f"The image is larger than {self._limits.image_bytes} bytes (`limits.image_bytes`)."
+            raise InvalidRequest(message, code="image_file_too_large", param=param)
+        if not store:
+            encoded = base64.b64encode(data).decode("ascii")
+            return {**part, "image_url": f"data:{media_type};base64,{encoded}"}
+        kept = {key: value for key, value in part.items() if key != "image_url" or not url.startswith("data:")}
+        return {**kept, "blob": await self._blobs.put(data), "media_type": media_type}
+
+    async def compact(self, settings: RunSettings) -> RunSettings:
+        """The settings as they are journalled: large tools and instructions become blobs."""
+        changes: dict[str, Any] = {}
+        if settings.tools:
+            encoded = msgspec.json.encode(settings.tools)
+            if len(encoded) > BLOB_FROM_BYTES:
+                changes |= {"tools": [], "tools_blob": await self._blobs.put(encoded)}
+        if settings.instructions and len(settings.instructions) > BLOB_FROM_BYTES:
+            changes |= {
+                "instructions": None,
+                "instructions_blob": await self._blobs.put(settings.instructions.encode()),
+            }
+        return msgspec.structs.replace(settings, **changes) if changes else settings
+
+    async def expand(self, settings: RunSettings) -> RunSettings:
+        """The settings in full again."""
+        changes: dict[str, Any] = {}
+        if settings.tools_blob:
+            data = await self._blobs.get(settings.tools_blob)
+            changes["tools"] = msgspec.json.decode(data) if data else []
+        if settings.instructions_blob:
+            data = await self._blobs.get(settings.instructions_blob)
+            changes["instructions"] = data.decode() if data else None
+        return msgspec.structs.replace(settings, **changes) if changes else settings
+
+    async def shown(self, item: Item) -> Item:
+        """The item with its blobs as data URLs again, for whoever is to see it."""
+        changed = item
+        for field in ("content", "output"):
+            parts = item.get(field)
+            if isinstance(parts, list) and any(isinstance(part, dict) and "blob" in part for part in parts):
+                changed = {**changed, field: [await self._shown_part(part) for part in parts]}
+        return changed
+
+    async def _shown_part(self, part: Any) -> Any:
+        if not isinstance(part, dict) or "blob" not in part:
+            return part
+        bare = {key: value for key, value in part.items() if key not in ("blob", "media_type")}
+        if "image_url" in bare:
+            return bare
+        data = await self._blobs.get(part["blob"])
+        encoded = base64.b64encode(data or b"").decode("ascii")
+        return {**bare, "image_url": f"data:{part.get('media_type', '')};base64,{encoded}"}
+
+
+def decode_data_url(url: str, param: str) -> tuple[bytes, str]:
+    """Content and media type of a base64 data URL. Raises InvalidRequest."""
+    head, separator, body = url.partition(",")
+    if not separator or not head.endswith(";base64"):
+        message = "Data URLs must have the form data:image/png;base64,...."
+        raise InvalidRequest(message, code="invalid_image_url", param=param)
+    media_type = head[len("data:") : -len(";base64")].split(";")[0].lower()
+    try:
+        return base64.b64decode(body, validate=True), media_type
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("The image is not valid base64.", code="invalid_base64_image", param=param) from None
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_image" and isinstance(part.get("image_url"), str)
+
+
+def _living(items: list[Item], position: int) -> Item | None:
+    if position >= len(items) or items[position].get("type") == "erased":
+        return None
+    return items[position]

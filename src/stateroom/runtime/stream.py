@@ -1,0 +1,52 @@
+"""Live streams: committed frames, shared by all their readers.
+
+A reader holds a position in the run's list of frames and nothing else, so a slow one costs no memory of its own and
+never holds up the run. Nothing gets in here before its commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from stateroom.journal.entries import Frame
+
+
+class LiveStream:
+    """The committed frames of one run, while it runs and while somebody still reads it."""
+
+    def __init__(self, frames: list[Frame] | None = None) -> None:
+        self.frames: list[Frame] = frames or []
+        self.ended = False
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def publish(self, frame: Frame) -> None:
+        """Give a committed frame to the readers."""
+        self.frames.append(frame)
+        self._wake()
+
+    def end(self) -> None:
+        """No frame will follow: the run has ended, or this process gives it up."""
+        self.ended = True
+        self._wake()
+
+    async def follow(self, after: int) -> AsyncIterator[Frame]:
+        """Frames with events beyond `after`, then live ones, until the end. A first frame may begin before it."""
+        position = 0
+        while True:
+            while position < len(self.frames):
+                frame = self.frames[position]
+                position += 1
+                if frame.last > after:
+                    yield frame
+            if self.ended:
+                return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            await waiter
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,150 @@
+"""Carrying out a run: ask `agent.steps` what comes next, do it, append what came of it, ask again.
+
+A run that was cut off by a crash enters here like any other. The one rule that everything else rests on: an intent is
+durable before its tool starts, and nothing is shown before it is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleUnknown, next_step
+from stateroom.errors import StateroomError, StorageError
+from stateroom.journal.entries import RunEnded, ToolIntent, ToolOutcome
+from stateroom.runtime.checks import check_output
+from stateroom.runtime.generate import Generator
+from stateroom.runtime.live import LiveRun
+from stateroom.settings import Limits
+from stateroom.tools.tool import Tool, ToolCall, ToolResult
+
+log = logging.getLogger("stateroom.runtime")
+
+UNKNOWN_OUTCOME = (
+    "The outcome of this call is unknown: the server stopped while it was being carried out, and it may or may not "
+    "have taken effect. It was not repeated. Check before calling it again."
+)
+
+
+class Worker:
+    """Carries out runs, one `drive` each."""
+
+    def __init__(self, generator: Generator, tools: Mapping[str, Tool], limits: Limits) -> None:
+        self._generator = generator
+        self._tools = tools
+        self._limits = limits
+
+    async def drive(self, run: LiveRun) -> None:
+        """Take the run to its end. Returns without an end only when this process must give it up.
+
+        A cancelled task ends the run as cancelled if that was asked for; otherwise the run stays open in the journal,
+        to be taken up by the next process.
+        """
+        try:
+            await self._steps(run)
+        except asyncio.CancelledError:
+            if not run.cancelling:
+                raise
+            await self._finish(run, RunEnded("cancelled"))
+        except StorageError as error:
+            run.failure = error
+            log.error("run.given_up run_id=%s code=%s", run.id, error.code)
+        except StateroomError as error:
+            await self._fail(run, error)
+        except Exception:  # the loop of runs must survive whatever one of them meets; it is logged with its trace
+            log.exception("run.broke run_id=%s", run.id)
+            await self._fail(run, StateroomError("The server met an unexpected condition in this run; see its log."))
+
+    async def drive_cancelled(self, run: LiveRun) -> None:
+        """End a run that was cancelled before it got a place."""
+        await self._finish(run, RunEnded("cancelled"))
+
+    async def _steps(self, run: LiveRun) -> None:
+        if run.status == "queued":
+            run.status = "in_progress"
+            if run.renderer is not None:
+                run.renderer.proceed(run.view())
+        await self._generator.prepare(run)
+        while True:
+            step = next_step(run.state, steps_max=self._limits.steps)
+            match step:
+                case Generate():
+                    await self._generator.answer(run)
+                case CallTool():
+                    await self._call_tool(run, step)
+                case SettleUnknown():
+                    await self._settle(run, ToolOutcome(step.index, UNKNOWN_OUTCOME, unknown=True))
+                case End():
+                    if step.status == "completed":
+                        check_output(run.settings, run.state)
+                    await self._finish(run, RunEnded(step.status, run.state.usage, step.reason))
+                    return
+
+    async def _call_tool(self, run: LiveRun, step: CallTool) -> None:
+        output = next(held for held in run.state.output if held.index == step.index)
+        tool = self._tools.get(output.item["tool"])
+        if tool is None:
+            await self._settle(run, ToolOutcome(step.index, "This tool is no longer available.", failed=True))
+            return
+        call = ToolCall(
+            project=run.project,
+            run_id=run.id,
+            call_id=output.item["call_id"],
+            name=output.item["name"],
+            arguments=output.item.get("arguments", ""),
+            attempt=step.attempt,
+        )
+        run.writer.add(ToolIntent(step.index, tool.type, tool.effect(call), step.attempt))
+        await run.writer.commit()
+        try:
+            result = await tool.run(call)
+        except Exception:  # a hosted tool that breaks must not break the run: the model is told, the log has the trace
+            log.exception("tool.broke run_id=%s tool=%s", run.id, tool.type)
+            result = ToolResult("The tool broke off with an internal error.", failed=True)
+        await self._settle(run, ToolOutcome(step.index, result.output, failed=result.failed))
+
+    async def _settle(self, run: LiveRun, outcome: ToolOutcome) -> None:
+        run.writer.add(outcome)
+        if run.renderer is not None:
+            output = next(held for held in run.state.output if held.index == outcome.index)
+            run.renderer.item_closed(output.index, output.id, output.item)
+        await run.writer.commit()
+
+    async def _fail(self, run: LiveRun, error: StateroomError) -> None:
+        run.failure = error
+        record = {"code": error.code, "message": error.message, "type": error.type, "status": error.status}
+        if error.param is not None:
+            record["param"] = error.param
+        await self._finish(run, RunEnded("failed", run.state.usage, error=record))
+
+    async def _finish(self, run: LiveRun, ended: RunEnded) -> None:
+        """Close what is open, append the end, and show it once it is durable."""
+        try:
+            if run.assembler is not None:
+                run.assembler.cut_off()
+                for record in run.assembler.take():
+                    run.writer.add(record)
+            for outcome in _unsettled(run):
+                run.writer.add(outcome)
+            if ended.status in ("failed", "cancelled"):
+                run.branch.context.rewind()
+            run.writer.add(ended)
+            if run.renderer is not None:
+                run.renderer.end(run.view())
+            await asyncio.shield(run.writer.commit(release=True))
+        except StorageError as error:
+            run.failure = error
+            log.error("run.given_up run_id=%s code=%s", run.id, error.code)
+
+
+def _unsettled(run: LiveRun) -> list[ToolOutcome]:
+    """Outcomes for hosted calls that a run leaves behind when it is cancelled or fails."""
+    outcomes = []
+    for output in run.state.output:
+        if output.item.get("type") == HOSTED_CALL and output.index not in run.state.outcomes:
+            if output.index in run.state.intents:
+                outcomes.append(ToolOutcome(output.index, UNKNOWN_OUTCOME, unknown=True))
+            else:
+                outcomes.append(ToolOutcome(output.index, "The run ended before this call began.", failed=True))
+    return outcomes
