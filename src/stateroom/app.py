@@ -28,6 +28,7 @@ from stateroom.api.models import ModelsApi
 from stateroom.api.responses import ResponsesApi
 from stateroom.api.surface import ResponsesSurface
 from stateroom.blobs.directory import DirectoryBlobs
+from stateroom.blobs.hold import HeldBlobs
 from stateroom.clock import SystemClock
 from stateroom.errors import StateroomError
 from stateroom.journal.lock import lock_directory
@@ -113,9 +114,10 @@ class Application:
             holder=ids.new_id("holder"),
             on_fenced=self._on_fenced,
         )
-        inputs = Inputs(self.journal, self.journal, self.blobs, guard, sealer, limits)
-        erasure = Erasure(self.journal, self.journal, self.blobs, self.branches, clock)
-        generator = Generator(self.router, self.blobs, sealer, limits)
+        held = HeldBlobs(self.blobs)
+        inputs = Inputs(self.journal, self.journal, self.blobs, held, guard, sealer, limits)
+        erasure = Erasure(self.journal, self.journal, self.blobs, held, self.branches, clock)
+        generator = Generator(self.router, self.blobs, sealer, limits, clock)
         hosted = {tool.type: tool for tool in tools}
         surface = ResponsesSurface(hosted)
         self.runs = Runs(

@@ -38,12 +38,14 @@ class ModelsApi:
         ]
 
     async def page(self, request: Request) -> Response:
-        models = [_shown(model) for model in await self._router.current()]
+        await self._router.refresh()
+        models = [_shown(model) for model in self._router.models()]
         return Json(msgspec.json.encode({"object": "list", "data": models}))
 
     async def retrieve(self, request: Request) -> Response:
         wanted = request.path_params["model"]
-        for model in await self._router.current():
+        await self._router.refresh()
+        for model in self._router.models():
             if model.id == wanted:
                 return Json(msgspec.json.encode(_shown(model)))
         raise NotFound(f"The model '{wanted}' does not exist.", code="model_not_found", param="model")

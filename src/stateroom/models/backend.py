@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from stateroom.journal.entries import Item, Usage
+from stateroom.journal.entries import ContextItem as ContextItem
+from stateroom.journal.entries import Usage
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
@@ -55,14 +56,6 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
 
 
 Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | Finished
-
-
-class ContextItem(msgspec.Struct, frozen=True, gc=False):
-    """One item that the model sees."""
-
-    id: str
-    item: Item
-    """Packed; image parts are already resolved to `image_url` data URLs."""
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):

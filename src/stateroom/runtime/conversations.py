@@ -45,8 +45,9 @@ class Conversations:
 
     async def create(self, project: str, *, metadata: dict[str, str], items: list[Item]) -> Conversation:
         """A new conversation that begins with these items."""
-        whole = await self._inputs.resolve(project, items, present=frozenset(), store=True)
-        return await self._begin(self._branches.new(project), metadata, whole, forked_from="")
+        with self._inputs.hold() as hold:
+            whole = await self._inputs.resolve(project, items, present=frozenset(), hold=hold)
+            return await self._begin(self._branches.new(project), metadata, whole, forked_from="")
 
     async def get(self, project: str, conversation_id: str) -> Conversation:
         """Raises NotFound."""
@@ -95,16 +96,17 @@ class Conversations:
 
     async def add_items(self, project: str, conversation_id: str, items: list[Item]) -> list[ContextItem]:
         """Append items; durable when this returns. Raises NotFound, InvalidRequest `conversation_locked`."""
-        active = await self._runs.take_conversation(project, conversation_id)
-        try:
-            whole = await self._inputs.resolve(project, items, present=frozenset(), store=True)
-            writer = self._branches.writer(active)
-            before = len(active.state.items)
-            writer.add(ItemsAdded(ids.new_key(), whole))
-            await writer.commit(release=True)
-            added = active.state.items[before:]
-        finally:
-            self._branches.done(active)
+        with self._inputs.hold() as hold:
+            whole = await self._inputs.resolve(project, items, present=frozenset(), hold=hold)
+            active = await self._runs.take_conversation(project, conversation_id)
+            try:
+                writer = self._branches.writer(active)
+                before = len(active.state.items)
+                writer.add(ItemsAdded(ids.new_key(), whole))
+                await writer.commit(release=True)
+                added = active.state.items[before:]
+            finally:
+                self._branches.done(active)
         return [await self.shown(held) for held in added]
 
     async def delete_item(self, project: str, conversation_id: str, item_id: str) -> Conversation:

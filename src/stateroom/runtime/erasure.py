@@ -10,6 +10,7 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.context import blob_digests
+from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.journal.entries import (
@@ -35,10 +36,13 @@ KEPT_KINDS = frozenset({Kind.CONVERSATION_DELETED, Kind.ERASED})
 class Erasure:
     """Erases runs, conversations and single items."""
 
-    def __init__(self, journal: Journal, index: Index, blobs: Blobs, branches: Branches, clock: Clock) -> None:
+    def __init__(
+        self, journal: Journal, index: Index, blobs: Blobs, held: HeldBlobs, branches: Branches, clock: Clock
+    ) -> None:
         self._journal = journal
         self._index = index
         self._blobs = blobs
+        self._held = held
         self._branches = branches
         self._clock = clock
 
@@ -112,7 +116,7 @@ class Erasure:
             await self._journal.redact(project, branch, bodies, at=int(self._clock.now() * 1000))
         self._branches.forget(project)
         for digest in digests:
-            if not await self._index.blob_in_use(digest):
+            if not await self._index.blob_in_use(digest) and not self._held.is_held(digest):
                 await self._blobs.delete(digest)
 
 

@@ -16,7 +16,8 @@ from stateroom.access.sealing import Sealer
 from stateroom.agent.assembler import Assembler
 from stateroom.agent.context import Context, blob_digests
 from stateroom.blobs.store import Blobs
-from stateroom.errors import BackendFailed, BackendRejected
+from stateroom.clock import Clock
+from stateroom.errors import BackendFailed, BackendRejected, BackendUnavailable
 from stateroom.journal.entries import ContextItem, RunSettings, Usage
 from stateroom.models.backend import (
     Backend,
@@ -42,11 +43,12 @@ ATTEMPTS_MAX = 3
 class Generator:
     """Asks models."""
 
-    def __init__(self, router: Router, blobs: Blobs, sealer: Sealer, limits: Limits) -> None:
+    def __init__(self, router: Router, blobs: Blobs, sealer: Sealer, limits: Limits, clock: Clock) -> None:
         self._router = router
         self._blobs = blobs
         self._sealer = sealer
         self._limits = limits
+        self._clock = clock
 
     async def answer(self, run: LiveRun) -> None:
         """Generate the next answer of the run; its items are added to the run's writer. Raises BackendError."""
@@ -92,10 +94,15 @@ class Generator:
         )
 
     async def _fitting_answer(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
-        """Ask, and with `truncation: auto` ask again with less history while the context is too long."""
+        """Ask; ask again with less history when it is too long and may be cut, or when the server is not back yet."""
+        give_up = self._clock.monotonic() + run.patience_seconds
         while True:
             try:
                 return await self._stream(run, backend, call, assembler)
+            except BackendUnavailable:
+                if assembler.size or self._clock.monotonic() >= give_up:
+                    raise
+                await self._clock.sleep(0.5)
             except BackendRejected as error:
                 shorter = shortened(call.items) if run.settings.truncation == "auto" else None
                 if error.code != "context_length_exceeded" or shorter is None or assembler.size:

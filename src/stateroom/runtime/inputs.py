@@ -16,6 +16,7 @@ from stateroom import ids
 from stateroom.access.outbound import OutboundGuard
 from stateroom.access.sealing import Sealer
 from stateroom.agent.state import fold_run
+from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import Item, ItemsAdded, RunSettings, RunStarted, decode
@@ -32,19 +33,34 @@ class Inputs:
     """Resolves what an input refers to."""
 
     def __init__(
-        self, journal: Journal, index: Index, blobs: Blobs, guard: OutboundGuard, sealer: Sealer, limits: Limits
+        self,
+        journal: Journal,
+        index: Index,
+        blobs: Blobs,
+        held: HeldBlobs,
+        guard: OutboundGuard,
+        sealer: Sealer,
+        limits: Limits,
     ) -> None:
         self._journal = journal
         self._index = index
         self._blobs = blobs
+        self._held = held
         self._guard = guard
         self._sealer = sealer
         self._limits = limits
 
-    async def resolve(self, project: str, items: Iterable[Item], *, present: frozenset[str], store: bool) -> list[Item]:
+    def hold(self) -> BlobHold:
+        """Keeps the blobs of an entry in the making; hand it to `resolve` and `compact`."""
+        return self._held.hold()
+
+    async def resolve(
+        self, project: str, items: Iterable[Item], *, present: frozenset[str], hold: BlobHold | None
+    ) -> list[Item]:
         """The items with references replaced by what they name and images fetched.
 
-        References to items that are `present` in the branch already add nothing.
+        References to items that are `present` in the branch already add nothing. Without a `hold` nothing is stored:
+        images stay in the items.
         """
         resolved: list[Item] = []
         for position, item in enumerate(items):
@@ -55,7 +71,7 @@ class Inputs:
             elif kind == "reasoning" and item.get("encrypted_content") and not item.get("content"):
                 resolved.append(self._opened(project, item))
             else:
-                resolved.append(await self._with_images(item, f"input[{position}]", store=store))
+                resolved.append(await self._with_images(item, f"input[{position}]", hold=hold))
         return resolved
 
     async def item(self, project: str, item_id: str) -> Item | None:
@@ -111,20 +127,20 @@ class Inputs:
             return item
         return {**item, "content": [{"type": "reasoning_text", "text": text}]}
 
-    async def _with_images(self, item: Item, path: str, *, store: bool) -> Item:
+    async def _with_images(self, item: Item, path: str, *, hold: BlobHold | None) -> Item:
         changed = item
         for field in ("content", "output"):
             parts = item.get(field)
             if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
                 continue
             whole = [
-                await self._image(part, f"{path}.{field}[{n}].image_url", store=store) if _is_image(part) else part
+                await self._image(part, f"{path}.{field}[{n}].image_url", hold=hold) if _is_image(part) else part
                 for n, part in enumerate(parts)
             ]
             changed = {**changed, field: whole}
         return changed
 
-    async def _image(self, part: dict[str, Any], param: str, *, store: bool) -> dict[str, Any]:
+    async def _image(self, part: dict[str, Any], param: str, *, hold: BlobHold | None) -> dict[str, Any]:
         url = part["image_url"]
         if url.startswith("data:"):
             data, media_type = decode_data_url(url, param)
@@ -138,23 +154,23 @@ class Inputs:
         if len(data) > self._limits.image_bytes:
             message = f"The image is larger than {self._limits.image_bytes} bytes (`limits.image_bytes`)."
             raise InvalidRequest(message, code="image_file_too_large", param=param)
-        if not store:
+        if hold is None:
             encoded = base64.b64encode(data).decode("ascii")
             return {**part, "image_url": f"data:{media_type};base64,{encoded}"}
         kept = {key: value for key, value in part.items() if key != "image_url" or not url.startswith("data:")}
-        return {**kept, "blob": await self._blobs.put(data), "media_type": media_type}
+        return {**kept, "blob": await hold.put(data), "media_type": media_type}
 
-    async def compact(self, settings: RunSettings) -> RunSettings:
+    async def compact(self, settings: RunSettings, hold: BlobHold) -> RunSettings:
         """The settings as they are journalled: large tools and instructions become blobs."""
         changes: dict[str, Any] = {}
         if settings.tools:
             encoded = msgspec.json.encode(settings.tools)
             if len(encoded) > BLOB_FROM_BYTES:
-                changes |= {"tools": [], "tools_blob": await self._blobs.put(encoded)}
+                changes |= {"tools": [], "tools_blob": await hold.put(encoded)}
         if settings.instructions and len(settings.instructions) > BLOB_FROM_BYTES:
             changes |= {
                 "instructions": None,
-                "instructions_blob": await self._blobs.put(settings.instructions.encode()),
+                "instructions_blob": await hold.put(settings.instructions.encode()),
             }
         return msgspec.structs.replace(settings, **changes) if changes else settings
 

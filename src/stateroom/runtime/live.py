@@ -42,6 +42,8 @@ class LiveRun:
         """Of the answer being generated."""
         self.context_outputs = 0
         """Output items that the model's context holds already."""
+        self.patience_seconds = 0.0
+        """How long to go on asking while the model server cannot be reached."""
         self.cancelling = False
         self.failure: StateroomError | None = None
         self.task: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 import msgspec
 
@@ -12,7 +13,8 @@ from stateroom import ids
 from stateroom.agent.context import Context
 from stateroom.agent.state import BranchState, RunState, fold_run, identified
 from stateroom.agent.steps import HOSTED_CALL
-from stateroom.errors import Fenced, InvalidRequest, NotFound, StorageError
+from stateroom.blobs.hold import BlobHold
+from stateroom.errors import InvalidRequest, NotFound, StateroomError, StorageError
 from stateroom.journal.entries import (
     ContextItem,
     Frame,
@@ -36,6 +38,11 @@ from stateroom.runtime.surface import Surface
 from stateroom.settings import Limits
 
 log = logging.getLogger("stateroom.runtime")
+
+
+RECOVERY_RETRY_SECONDS = 2.0
+RECOVERY_PATIENCE_SECONDS = 60.0
+"""How long a run that was taken up waits for a model server that is not back yet."""
 
 
 class RunRequest(msgspec.Struct, frozen=True):
@@ -86,12 +93,13 @@ class Runs:
         self.dispatcher.admit()
         settings = request.settings
         check_format(settings)
-        _, served = self._router.resolve(settings.model)
+        _, served = await self._router.find(settings.model)
         if served != settings.model:
             settings = msgspec.structs.replace(settings, served=served)
         branch = await self._branch(project, request)
         try:
-            run = await self._begin(project, request, settings, branch, self._surfaces[surface])
+            with self._inputs.hold() as hold:
+                run = await self._begin(project, request, settings, branch, self._surfaces[surface], hold)
         except BaseException:
             self._branches.done(branch)
             raise
@@ -100,11 +108,19 @@ class Runs:
         return run
 
     async def _begin(
-        self, project: str, request: RunRequest, settings: RunSettings, branch: ActiveBranch, surface: Surface
+        self,
+        project: str,
+        request: RunRequest,
+        settings: RunSettings,
+        branch: ActiveBranch,
+        surface: Surface,
+        hold: BlobHold,
     ) -> LiveRun:
         needs_present = any(item.get("type") == "item_reference" for item in request.input)
         present = frozenset(held.id for held in branch.state.items) if needs_present else frozenset()
-        items = await self._inputs.resolve(project, request.input, present=present, store=request.store)
+        items = await self._inputs.resolve(
+            project, request.input, present=present, hold=hold if request.store else None
+        )
         if len(branch.state.items) + len(items) > self._limits.context_items:
             message = f"The context would have more than {self._limits.context_items} items (`limits.context_items`)."
             raise InvalidRequest(message, code="too_many_items", param="input")
@@ -112,7 +128,7 @@ class Runs:
         frames = request.stream or request.background
         started = RunStarted(
             id=ids.new_id("resp"),
-            settings=await self._inputs.compact(settings) if request.store else settings,
+            settings=await self._inputs.compact(settings, hold) if request.store else settings,
             input=items,
             surface=surface.name,
             previous=request.previous,
@@ -135,10 +151,10 @@ class Runs:
 
     async def count_input(self, project: str, request: RunRequest, *, surface: str) -> tuple[int, bool]:
         """Input tokens that such a run would have, and whether the count is exact. Nothing is written."""
-        backend, model = self._router.resolve(request.settings.model)
+        backend, model = await self._router.find(request.settings.model)
         branch = await self._source(project, request)
         present = frozenset(held.id for held in branch.items)
-        items = await self._inputs.resolve(project, request.input, present=present, store=False)
+        items = await self._inputs.resolve(project, request.input, present=present, hold=None)
         plan = self._surfaces[surface].plan(request.settings, [*branch.tool_items, *items])
         context = Context()
         await self._generator.extend(context, [*branch.items, *identified(ids.new_key(), items, branch.head + 1)])
@@ -292,11 +308,18 @@ class Runs:
         """Take up every open run of the journal; returns how many."""
         rows = await self._index.open_runs()
         for row in rows:
-            try:
-                await self._take_up(row)
-            except Exception:  # one run that cannot be taken up must not keep the others from it; the trace is logged
-                log.exception("run.not_recovered run_id=%s", row.id)
+            await self._try_take_up(row)
         return len(rows)
+
+    async def _try_take_up(self, row: RunRow) -> None:
+        """Take up one run; when that fails (its model's server is not up yet, say), again a little later."""
+        try:
+            await self._take_up(row)
+        except StateroomError as error:
+            log.warning("run.not_recovered run_id=%s code=%s", row.id, error.code)
+            self.dispatcher.at(RECOVERY_RETRY_SECONDS, partial(self._try_take_up, row))
+        except Exception:  # one run that cannot be taken up must not keep the others from it; the trace is logged
+            log.exception("run.not_recovered run_id=%s", row.id)
 
     async def _take_up(self, row: RunRow) -> None:
         branch = await self._branches.open(row.project, row.branch)
@@ -314,7 +337,7 @@ class Runs:
             frames = await self._journal.frames(row.project, row.branch, row.start)
             writer.stream = LiveStream(frames)
             writer.renderer, left_open = surface.restore(run.view(), frames, obfuscate=started.obfuscate)
-            backend, _ = self._router.resolve(settings.model)
+            backend, _ = await self._router.find(settings.model)
             for item in left_open:
                 if _is_hosted(state, item.index):
                     continue
@@ -325,6 +348,7 @@ class Runs:
                 writer.add(ItemAbandoned(item.index))
             if frames and b"event: response.in_progress" in b"".join(frame.body for frame in frames):
                 run.status = "in_progress"
+        run.patience_seconds = RECOVERY_PATIENCE_SECONDS
         await writer.commit()
         self.live[run.id] = run
         self.dispatcher.start(run)
@@ -353,11 +377,6 @@ def conversation_not_found(conversation_id: str) -> NotFound:
     return NotFound(
         f"Conversation with id '{conversation_id}' not found.", code="conversation_not_found", param="conversation_id"
     )
-
-
-def is_takeover(error: BaseException | None) -> bool:
-    """Whether another process has taken the data directory over."""
-    return isinstance(error, Fenced)
 
 
 def _detached(project: str, state: BranchState) -> ActiveBranch:

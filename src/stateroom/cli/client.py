@@ -1,0 +1,180 @@
+"""A small HTTP client of a running server, for the commands: JSON calls, pages, and event streams that break off.
+
+It speaks OpenAI's API and Stateroom's extensions and knows no other part of the package.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+import typer
+
+from stateroom.cli.failure import USAGE, CommandFailed
+
+DEFAULT_URL = "http://127.0.0.1:8000/v1"
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 600.0
+"""A model on a slow machine may think for minutes."""
+
+Url: TypeAlias = Annotated[
+    str,
+    typer.Option("--url", envvar="STATEROOM_URL", help="The server's base URL.", show_default=True),
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
+
+
+class ServerDown(CommandFailed):
+    """Nothing answers there, or the connection broke."""
+
+
+class Refused(CommandFailed):
+    """The server answered with an error."""
+
+    def __init__(self, status: int, message: str, code: str, request_id: str) -> None:
+        details = ", ".join(part for part in (code, f"HTTP {status}", request_id) if part)
+        super().__init__(f"{message} ({details})")
+        self.status = status
+        self.code = code
+
+
+class Client:
+    """Calls of one server. Every call has a connection of its own: a command makes a handful of them."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CommandFailed(f"{url} is not a base URL such as {DEFAULT_URL}.", exit_code=USAGE)
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        self._parts = parts
+        self._key = key if key is not None else os.environ.get("STATEROOM_API_KEY", "")
+
+    def call(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The decoded JSON answer. Raises Refused and ServerDown."""
+        with closing(self._connect()) as connection:
+            try:
+                answer = self._send(connection, method, path, body, query)
+                content = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                raise self._broken(error) from None
+            return _decoded(answer, content, self.url)
+
+    def pages(self, path: str, *, order: str = "asc", limit: int = 0, after: str = "") -> Iterator[Any]:
+        """The entries of a list behind `after`, page by page; `limit` 0: all of them."""
+        left = limit
+        while True:
+            size = min(left, 100) if limit else 100
+            page = self.call("GET", path, query={"order": order, "limit": size, "after": after})
+            yield from page["data"]
+            left -= len(page["data"])
+            after = page.get("last_id") or ""
+            if not page.get("has_more") or not page["data"] or (limit and left <= 0):
+                return
+
+    def stream(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Mapping[str, Any] | None = None
+    ) -> Iterator[Any]:
+        """The events of a stream until the server ends it. Raises ServerDown when the connection breaks."""
+        with closing(self._connect()) as connection:
+            try:
+                answer = self._send(connection, method, path, body, query)
+                if answer.status >= 400 or "event-stream" not in answer.headers.get("content-type", ""):
+                    yield _decoded(answer, answer.read(), self.url)
+                    return
+                yield from _events(answer)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._broken(error) from None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            connection = kind(self._parts.hostname or "", self._parts.port, timeout=CONNECT_SECONDS)
+            connection.connect()
+        except (OSError, ValueError) as error:
+            raise self._down(error) from None
+        connection.sock.settimeout(ANSWER_SECONDS)
+        return connection
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, Any] | None,
+    ) -> http.client.HTTPResponse:
+        headers = {"accept": "application/json, text/event-stream", "user-agent": "stateroom-cli"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        if body is not None:
+            headers["content-type"] = "application/json"
+        given = {name: value for name, value in (query or {}).items() if value not in (None, "")}
+        target = f"{self._parts.path.rstrip('/')}{path}" + (f"?{urlencode(given)}" if given else "")
+        connection.request(method, target, None if body is None else msgspec.json.encode(body), headers)
+        return connection.getresponse()
+
+    def _down(self, error: Exception) -> ServerDown:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return ServerDown(
+            f"No server answers at {self.url} ({reason or type(error).__name__}).",
+            remedy="Start one with `stateroom serve`, or name another with --url or STATEROOM_URL.",
+        )
+
+    def _broken(self, error: Exception) -> ServerDown:
+        reason = "it sent nothing for too long" if isinstance(error, socket.timeout) else str(error)
+        return ServerDown(
+            f"The connection to {self.url} broke ({reason or type(error).__name__}).",
+            remedy="What the server had acknowledged is kept: try again.",
+        )
+
+
+def segment(identifier: str) -> str:
+    """An id as a part of a path."""
+    if not identifier:
+        raise CommandFailed("An id is missing.", exit_code=USAGE)
+    return quote(identifier, safe="")
+
+
+def _decoded(answer: http.client.HTTPResponse, content: bytes, url: str) -> Any:
+    try:
+        value = msgspec.json.decode(content) if content else None
+    except msgspec.DecodeError:
+        value = None
+    if answer.status < 400 and (value is not None or not content):
+        return value
+    error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict):
+        message = str(error.get("message") or answer.reason)
+        code, request_id = str(error.get("code") or ""), answer.headers.get("x-request-id", "")
+        raise Refused(answer.status, message, code, request_id)
+    raise Refused(answer.status, f"{url} does not answer like Stateroom; is it the right base URL?", "", "")
+
+
+def _events(answer: http.client.HTTPResponse) -> Iterator[Any]:
+    """Decoded `data:` fields; a stream that ends in mid-event ends without it."""
+    data: list[bytes] = []
+    while line := answer.readline():
+        line = line.rstrip(b"\r\n")
+        if line.startswith(b"data:"):
+            data.append(line[5:].lstrip(b" "))
+        elif not line and data:
+            content = b"\n".join(data)
+            data = []
+            if content == b"[DONE]":
+                return
+            yield _event(content)
+
+
+def _event(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        raise CommandFailed("The server's stream holds an event that is not JSON; is a proxy in between?") from None

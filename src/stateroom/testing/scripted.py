@@ -1,0 +1,379 @@
+"""The scripted model server: OpenAI's chat completions over real HTTP, answering what it is told to.
+
+For tests and benchmarks, in-process (`async with ScriptedServer(script) as server`) or as a process of its own:
+
+    python -m stateroom.testing.scripted --port 0 [--delay-ms 20] [--chunks 50] [--log FILE] [--quirk crlf]
+
+prints `listening on http://127.0.0.1:PORT` when it is ready. What it says is decided in script.py, how it is written in
+script_dialect.py; here is only the transport.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import IO, Self
+
+import httptools
+import msgspec
+
+from stateroom.testing.script import ChatRequest, Received, Reply, Script
+from stateroom.testing.script_dialect import Answer, Quirks
+
+_REQUEST = msgspec.json.Decoder(ChatRequest)
+_REASONS = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 429: b"Too Many Requests"}
+
+
+class ScriptedServer:
+    """Serves a script on a socket of its own."""
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        quirks: Quirks | None = None,
+        models: tuple[str, ...] = ("scripted",),
+        strict_models: bool = False,
+        delay: float = 0.0,
+        key: str = "",
+        counting: str = "",
+        log: IO[bytes] | None = None,
+    ) -> None:
+        self.script = script or Script()
+        self.quirks = quirks or Quirks()
+        self.models = models
+        self.strict_models = strict_models
+        """Answer 404 to other model names."""
+        self.delay = delay
+        """Seconds between chunks."""
+        self.key = key
+        """Demand this bearer key."""
+        self.counting = counting
+        """How it counts tokens: "vllm" (/tokenize), "llama" (/v1/chat/completions/input_tokens) or not at all."""
+        self.log = log
+        self.url = ""
+        """Base URL with version, once it is started."""
+        self.connections: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), host, port, backlog=1024)
+        bound = self._server.sockets[0].getsockname()
+        self.url = f"http://{bound[0]}:{bound[1]}/v1"
+
+    async def stop(self) -> None:
+        """Stop listening and cut every connection, as a server that is killed does."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        for connection in list(self.connections):
+            connection.abort()
+        if server is not None:
+            await server.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def write_log(self, event: str, path: str, body: bytes) -> None:
+        if self.log is not None:
+            head = {"at": time.time(), "event": event, "path": path}
+            line = msgspec.json.encode(head)[:-1] + b',"body":' + (body.replace(b"\n", b" ") or b"null") + b"}\n"
+            self.log.write(line)
+            self.log.flush()
+
+
+class _Connection(asyncio.Protocol):
+    """One client connection; answers one request after the other."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self._owner = server
+        self._script = server.script
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: list[Received] = []
+        self._path = ""
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._answer: _Writer | None = None
+        self._busy = ""
+        """Path of the request that is being answered."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._owner.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.connections.discard(self)
+        if self._answer is not None:
+            self._answer.cancel()
+        if self._busy:
+            self._owner.write_log("dropped", self._busy, b"")
+            self._script.note(dropped=1)
+
+    def abort(self) -> None:
+        self._busy = ""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.abort()
+
+    def on_message_begin(self) -> None:
+        self._path, self._headers, self._body = "", {}, []
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        method = self._parser.get_method().decode()
+        self._waiting.append(Received(method, self._path, self._headers, b"".join(self._body)))
+        if not self._busy:
+            self._next()
+
+    def _next(self) -> None:
+        if self._waiting:
+            request = self._waiting.pop(0)
+            self._busy = request.path
+            self._owner.write_log("request", request.path, request.body)
+            self._script.note(received=request)
+            self._handle(request)
+
+    def _handle(self, request: Received) -> None:
+        owner = self._owner
+        path = request.path.partition("?")[0]
+        counts = {"vllm": "/tokenize", "llama": "/v1/chat/completions/input_tokens"}
+        if owner.key and request.headers.get("authorization") != f"Bearer {owner.key}":
+            self._error(401, f"Incorrect API key provided: {request.headers.get('authorization', '')}")
+        elif path == "/v1/models":
+            self._json(200, _models(owner.models))
+        elif path == "/health":
+            self._json(200, b'{"status":"ok"}')
+        elif path == counts.get(owner.counting):
+            field = b"count" if owner.counting == "vllm" else b"input_tokens"
+            self._json(200, b'{"%b":%d}' % (field, len(request.body) // 4 + 1))
+        elif path != "/v1/chat/completions" or request.method != "POST":
+            self._error(404, f"no such route: {path}")
+        else:
+            self._chat(request)
+
+    def _chat(self, request: Received) -> None:
+        try:
+            chat = _REQUEST.decode(request.body)
+        except ValueError as error:
+            self._error(400, f"bad request: {error}")
+            return
+        if self._owner.strict_models and chat.model not in self._owner.models:
+            self._error(404, f"The model `{chat.model}` does not exist.", "model_not_found")
+            return
+        chat.size = len(request.body)
+        self._reply(self._script.reply(chat), chat)
+
+    def _reply(self, reply: Reply, chat: ChatRequest) -> None:
+        answer = Answer(reply, chat, self._owner.quirks, self._script.received)
+        if reply.hang_after == 0:
+            return
+        if reply.status >= 400 or reply.raw is not None:
+            body = reply.raw if reply.raw is not None else msgspec.json.encode({"error": reply.error})
+            self._json(reply.status, body, reply.headers, reply.content_type or "application/json")
+        else:
+            self._answer = _Writer(self, answer)
+            self._answer.start()
+
+    def _error(self, status: int, message: str, code: str | None = None) -> None:
+        body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+        self._json(status, msgspec.json.encode(body))
+
+    def _json(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, kind: str = "application/json"
+    ) -> None:
+        self.write(head(status, kind, {"content-length": str(len(body)), **(headers or {})}) + body)
+        self.finished()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finished(self) -> None:
+        """The request at hand is answered."""
+        self._busy, self._answer = "", None
+        self._script.note(answered=1)
+        self._next()
+
+
+class _Writer:
+    """Writes one answer, with its pauses and accidents, by callbacks rather than a task."""
+
+    def __init__(self, connection: _Connection, answer: Answer) -> None:
+        self._connection = connection
+        self._answer = answer
+        reply = answer.reply
+        self._delay = connection._owner.delay if reply.delay is None else reply.delay
+        self._stream = answer.request.stream
+        self._events = answer.events() if self._stream else []
+        self._closing = answer.closing() if self._stream else []
+        self._at = 0
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._gate: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        reply = self._answer.reply
+        stops = (reply.drop_after, reply.hang_after, reply.error_after, reply.gate)
+        if not self._stream:
+            pause = self._delay * len(self._answer.pieces)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._whole)
+        elif self._delay == 0 and not self._answer.quirks.split and all(stop is None for stop in stops):
+            self._head()
+            self._end([*self._events, *self._closing])
+        else:
+            self._head()
+            self._step()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._gate is not None:
+            self._gate.cancel()
+
+    def _whole(self) -> None:
+        reply = self._answer.reply
+        if reply.drop_after is not None:
+            self._connection.abort()
+        elif reply.hang_after is None:
+            self._connection._json(200, self._answer.whole(), reply.headers)
+
+    def _step(self) -> None:
+        """Write the next event, or what happens in its place."""
+        reply = self._answer.reply
+        given = max(0, self._at - 1)
+        if reply.gate is not None and given >= reply.gate_after and not reply.gate.is_set():
+            self._gate = asyncio.get_running_loop().create_task(self._wait(reply.gate))
+            return
+        if reply.hang_after is not None and given >= reply.hang_after:
+            return
+        if reply.drop_after is not None and given >= reply.drop_after:
+            self._connection.abort()
+            return
+        if reply.error_after is not None and given >= reply.error_after:
+            self._end([self._answer.error_event()])
+            return
+        if self._at == len(self._events):
+            self._end(self._closing)
+            return
+        self._write([self._events[self._at]])
+        self._at += 1
+        loop = asyncio.get_running_loop()
+        pause = self._delay if self._at > 1 else 0.0
+        self._timer = loop.call_later(pause, self._step) if pause else loop.call_soon(self._step)
+
+    async def _wait(self, gate: asyncio.Event) -> None:
+        await gate.wait()
+        self._gate = None
+        self._step()
+
+    def _end(self, events: list[bytes]) -> None:
+        self._write(events, last=True)
+        self._connection.finished()
+
+    def _head(self) -> None:
+        self._connection.write(head(200, "text/event-stream", {**_CHUNKED, **self._answer.reply.headers}))
+
+    def _write(self, events: list[bytes], *, last: bool = False) -> None:
+        """Each event goes out as an HTTP chunk of its own, as servers do it."""
+        size = self._answer.quirks.split
+        if size:
+            whole = b"".join(events)
+            events = [whole[i : i + size] for i in range(0, len(whole), size)]
+        framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
+        if size:
+            for piece in framed:
+                self._connection.write(piece)
+            framed.clear()
+        if last:
+            framed.append(b"0\r\n\r\n")
+        self._connection.write(b"".join(framed))
+
+
+_CHUNKED = {"transfer-encoding": "chunked", "cache-control": "no-cache"}
+
+
+def head(status: int, kind: str, headers: dict[str, str]) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Status")), b"content-type: " + kind.encode()]
+    lines += [f"{name}: {value}".encode("latin-1") for name, value in headers.items()]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _models(names: tuple[str, ...]) -> bytes:
+    data = [
+        {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "scripted", "max_model_len": 32_768}
+        for name in names
+    ]
+    return msgspec.json.encode({"object": "list", "data": data})
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stateroom.testing.scripted", description="A scripted model server."
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="pause between chunks")
+    parser.add_argument("--chunks", type=int, default=0, help="length of an answer to a message without control word")
+    parser.add_argument("--model", action="append", help="a model name it serves (default: scripted)")
+    parser.add_argument("--log", type=Path, help="append a JSON line for every request and every dropped connection")
+    parser.add_argument("--quirk", action="append", default=[], help="NAME or NAME=VALUE, see script_dialect.Quirks")
+    return parser.parse_args(argv)
+
+
+def _quirks(given: list[str]) -> Quirks:
+    pairs = [one.partition("=") for one in given]
+    return msgspec.convert({name: value or "true" for name, _, value in pairs}, Quirks, strict=False)
+
+
+async def _serve(options: argparse.Namespace, log: IO[bytes] | None) -> None:
+    server = ScriptedServer(
+        Script(default_chunks=options.chunks, keep=0),
+        quirks=_quirks(options.quirk),
+        models=tuple(options.model or ["scripted"]),
+        delay=options.delay_ms / 1000,
+        log=log,
+    )
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await server.start(options.host, options.port)
+    sys.stdout.write(f"listening on {server.url.removesuffix('/v1')}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await server.stop()
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = _arguments(argv)
+    if options.log is None:
+        asyncio.run(_serve(options, None))
+        return
+    with options.log.open("ab") as log:
+        asyncio.run(_serve(options, log))
+
+
+if __name__ == "__main__":
+    main()
