@@ -87,6 +87,11 @@ class TooLarge(RequestError):
     code = "request_too_large"
 
 
+class UpgradeRefused(RequestError):
+    status = 426
+    code = "websocket_not_supported"
+
+
 class TooMany(RequestError):
     status = 429
     type = "rate_limit_error"

@@ -6,7 +6,7 @@ at its end, a turn pays for its own items; anything else starts it anew and cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from stateroom.agent.steps import HOSTED_CALL
@@ -24,7 +24,7 @@ class Context:
         self.cache: dict[str, Any] = {}
         self.source_count = 0
         """How many items of the branch are in it."""
-        self._mark = (0, 0)
+        self._mark: tuple[int, int] | None = (0, 0)
 
     def extend(self, items: Sequence[ContextItem], images: Mapping[str, str]) -> None:
         """Add branch items; `images` gives the data URL of each blob that they refer to."""
@@ -38,11 +38,22 @@ class Context:
 
     def rewind(self) -> None:
         """Drop what came since the mark, as after a run that failed."""
+        if self._mark is None:
+            self.items, self.source_count = [], 0
+            self.cache.clear()
+            return
         count, source = self._mark
         if len(self.items) != count:
             del self.items[count:]
             self.cache.clear()
         self.source_count = source
+
+    def erase(self, gone: Container[tuple[str, int]], source_count: int) -> None:
+        """Forget items, by id and seq; a call that is under way keeps what it was given."""
+        self.items = [held for held in self.items if (held.id, held.seq) not in gone]
+        self.cache = {}
+        self.source_count -= source_count
+        self._mark = None
 
 
 def as_model_sees(held: ContextItem, images: Mapping[str, str]) -> Iterator[ContextItem]:

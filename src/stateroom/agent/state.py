@@ -7,6 +7,7 @@ once after a crash or one by one while a run goes on. That is why there is no re
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Container
 
 from stateroom import ids
 from stateroom.journal.entries import (
@@ -148,9 +149,12 @@ class BranchState:
         self.metadata: dict[str, str] = {}
         self.deleted = False
         self.created_at = 0
+        self.size = 0
+        """Bytes of the entries that it was folded from."""
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry of the branch."""
+        self.size += len(entry.body)
         self.apply_record(entry.seq, entry.run, entry.at, decode(entry.kind, entry.body))
 
     def apply_record(self, seq: int, run: int, at: int, record: Record) -> None:
@@ -186,10 +190,19 @@ class BranchState:
         self.items.extend(items)
         self.tool_items.extend(held.item for held in items if held.item.get("type") in TOOL_ITEMS)
 
+    def erase(self, gone: Container[tuple[str, int]]) -> int:
+        """Forget visible items, by id and seq; returns how many there were."""
+        before = len(self.items)
+        kept = [held for held in self.items if (held.id, held.seq) not in gone]
+        self.items, self.tool_items = [], []
+        self._extend(kept)
+        return before - len(kept)
+
     def fork(self, seq: int) -> BranchState:
         """The state of a new branch that shares this one up to `seq`."""
         forked = BranchState()
         forked.head = seq
+        forked.size = self.size
         forked._extend(self.items[: bisect_right(self.items, seq, key=lambda held: held.seq)])
         return forked
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from stateroom.access.principal import Principal
 from stateroom.api.http import EventStream, Json, error_response, flag, page_of, read_body, slice_page, unless_dropped
-from stateroom.errors import InvalidRequest, StateroomError
+from stateroom.errors import InvalidRequest, StateroomError, UpgradeRefused
 from stateroom.journal.entries import Frame
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.live import LiveRun
@@ -100,6 +100,8 @@ class ResponsesApi:
         return Json(render_response(await self._runs.view(principal(request).project, response_id)))
 
     async def page(self, request: Request) -> Response:
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            raise UpgradeRefused("This server has no WebSocket mode; use POST /v1/responses with `stream`.")
         page = page_of(request.query_params)
         views = await self._runs.page(
             principal(request).project, after=page.after, limit=page.limit, descending=page.descending
@@ -132,7 +134,8 @@ class ResponsesApi:
         check_include([*query.getlist("include"), *query.getlist("include[]")])
         items = await self._runs.input_items(principal(request).project, request.path_params["response_id"])
         part, more = slice_page(items, page_of(query))
-        return Json(render_list([unpack(held.item, held.id) for held in part], more))
+        shown = [await self._runs.shown(held) for held in part]
+        return Json(render_list([unpack(held.item, held.id) for held in shown], more))
 
     async def count(self, request: Request) -> Response:
         asked = decode_count(await read_body(request, self._body_bytes), self._bounds)

@@ -47,13 +47,14 @@ class Refused(CommandFailed):
 class Client:
     """Calls of one server. Every call has a connection of its own: a command makes a handful of them."""
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(self, url: str, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise CommandFailed(f"{url} is not a base URL such as {DEFAULT_URL}.", exit_code=USAGE)
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._parts = parts
-        self._key = key if key is not None else os.environ.get("STATEROOM_API_KEY", "")
+        self._key = os.environ.get("STATEROOM_API_KEY", "")
+        self._answer_seconds = answer_seconds
 
     def call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Mapping[str, Any] | None = None
@@ -100,7 +101,7 @@ class Client:
             connection.connect()
         except (OSError, ValueError) as error:
             raise self._down(error) from None
-        connection.sock.settimeout(ANSWER_SECONDS)
+        connection.sock.settimeout(self._answer_seconds)
         return connection
 
     def _send(

@@ -36,6 +36,7 @@ LEAST_PYTHON = (3, 11)
 LOW_DISK_BYTES = 1024**3
 NO_DISK_BYTES = 64 * 1024**2
 BACKEND_SECONDS = 120.0
+READY_SECONDS = 2.0
 PACKAGES = ("aiohttp", "apsw", "cryptography", "httptools", "jsonschema_rs", "msgspec", "starlette", "uvicorn")
 
 
@@ -307,7 +308,8 @@ def _server_answers(settings: Settings) -> bool:
     if not settings.port:
         return False
     try:
-        answer = Client(_url(settings).removesuffix("/v1")).call("GET", "/ready")
+        client = Client(_url(settings).removesuffix("/v1"), answer_seconds=READY_SECONDS)
+        answer = client.call("GET", "/ready")
     except CommandFailed:
         return False
     return isinstance(answer, dict) and answer.get("status") == "ready"

@@ -36,12 +36,14 @@ class ActiveBranch:
         """Set on a branch that its first append has yet to create."""
         self.busy = False
         """Taken by a run or another writer."""
+        self.counted = 0
+        """Its size as it stands in the total of all branches."""
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
     def size(self) -> int:
-        """A guess at its memory, in bytes."""
-        return 2_000 + 1_500 * len(self.state.items)
+        """A guess at its memory, in bytes: the items as objects and once more as the backend's request."""
+        return 4_000 + 4 * self.state.size
 
     def try_take(self) -> bool:
         """Take it if it is free."""
@@ -117,7 +119,7 @@ class Branches:
         """The branch, folded to its head."""
         key = (project, branch)
         active = self._active.get(key)
-        if active is not None and not (active.stale and not active.busy):
+        if active is not None and (active.busy or not active.stale):
             self._active.move_to_end(key)
             return active
         loading = self._loading.get(key)
@@ -184,33 +186,45 @@ class Branches:
         """The caller is through with a branch that it had taken."""
         active.free()
         key = (active.project, active.branch)
-        if active.stale and self._active.get(key) is active:
-            del self._active[key]
-        self._shrink()
+        if self._active.get(key) is not active:
+            return
+        if active.stale:
+            self._drop(active)
+        else:
+            self._count(active)
 
-    def forget(self, project: str) -> None:
-        """Drop what is known of a project's branches, because content was erased."""
-        for key, active in list(self._active.items()):
-            if key[0] != project:
-                continue
+    def erase(self, project: str, gone: frozenset[tuple[str, int]]) -> None:
+        """Forget items, by id and seq, in every branch of the project: their content was erased."""
+        for active in self._active.values():
+            if active.project == project:
+                active.context.erase(gone, active.state.erase(gone))
+
+    def forget(self, project: str, branch: str) -> None:
+        """Drop a branch whose content was erased; whoever has it in hand keeps it until it is done."""
+        active = self._active.get((project, branch))
+        if active is not None:
             active.stale = True
             if not active.busy:
-                del self._active[key]
+                self._drop(active)
 
     def _keep(self, active: ActiveBranch) -> None:
         self._active[(active.project, active.branch)] = active
-        self._shrink()
+        self._count(active)
 
-    def _shrink(self) -> None:
-        if len(self._active) % 64:
-            return
-        total = sum(active.size for active in self._active.values())
-        for key, active in list(self._active.items()):
-            if total <= self._memory_bytes:
-                return
-            if not active.busy:
-                total -= active.size
-                del self._active[key]
+    def _count(self, active: ActiveBranch) -> None:
+        self._size += active.size - active.counted
+        active.counted = active.size
+        if self._size > self._memory_bytes:
+            for old in list(self._active.values()):
+                if not old.busy and old is not active:
+                    self._drop(old)
+                if self._size <= self._memory_bytes:
+                    return
+
+    def _drop(self, active: ActiveBranch) -> None:
+        del self._active[(active.project, active.branch)]
+        self._size -= active.counted
+        active.counted = 0
 
 
 def items_before(state: BranchState, seq: int) -> list[ContextItem]:

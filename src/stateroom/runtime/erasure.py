@@ -10,6 +10,7 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.context import blob_digests
+from stateroom.agent.state import fold_run
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
@@ -49,7 +50,11 @@ class Erasure:
     async def erase_run(self, project: str, row: RunRow) -> None:
         """Erase all entries and frames of a run."""
         entries = await self._journal.read(project, row.branch, run=row.start)
+        run = fold_run(entries)
         await self._erase(project, row.branch, entries)
+        if run is not None:
+            held = [*run.input_items(row.end), *run.output_items(row.end)]
+            self._branches.erase(project, frozenset((item.id, item.seq) for item in held))
 
     async def erase_conversation(self, active: ActiveBranch) -> None:
         """Erase a conversation that the caller has taken, as far as no fork needs it."""
@@ -69,6 +74,7 @@ class Erasure:
                 after = child.parent_seq
         entries = await self._journal.read(project, branch, after=after)
         await self._erase(project, branch, entries)
+        self._branches.forget(project, branch)
         if row.parent and not await self._lives(project, row.parent):
             await self._erase_unneeded(project, row.parent)
 
@@ -98,6 +104,7 @@ class Erasure:
             body = _without(entry, item_id)
             if body is not None:
                 await self._redact(active.project, branch, {entry.seq: body[0]}, body[1])
+                self._branches.erase(active.project, frozenset({(held.id, held.seq)}))
                 return True
         return False
 
@@ -114,7 +121,6 @@ class Erasure:
     async def _redact(self, project: str, branch: str, bodies: dict[int, bytes | None], digests: set[str]) -> None:
         if bodies:
             await self._journal.redact(project, branch, bodies, at=int(self._clock.now() * 1000))
-        self._branches.forget(project)
         for digest in digests:
             if not await self._index.blob_in_use(digest) and not self._held.is_held(digest):
                 await self._blobs.delete(digest)

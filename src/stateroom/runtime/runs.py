@@ -260,8 +260,11 @@ class Runs:
         row = await self._row(project, run_id)
         branch = await self._branches.open(project, row.branch)
         state = await self._fold(project, row)
-        items = [*items_before(branch.state, row.start), *state.input_items(row.start)]
-        return [ContextItem(held.id, await self._inputs.shown(held.item), held.seq) for held in items]
+        return [*items_before(branch.state, row.start), *state.input_items(row.start)]
+
+    async def shown(self, held: ContextItem) -> ContextItem:
+        """The item with its images in place."""
+        return ContextItem(held.id, await self._inputs.shown(held.item), held.seq)
 
     async def follow(self, project: str, run_id: str, *, after: int) -> AsyncIterator[Frame]:
         """The frames of a run beyond `after`, then live ones. Raises NotFound, InvalidRequest when it has none."""
@@ -346,7 +349,7 @@ class Runs:
                     continue
                 writer.renderer.item_abandoned(item.index)
                 writer.add(ItemAbandoned(item.index))
-            if frames and b"event: response.in_progress" in b"".join(frame.body for frame in frames):
+            if frames and b"event: response.in_progress\ndata:" in b"".join(frame.body for frame in frames):
                 run.status = "in_progress"
         run.patience_seconds = RECOVERY_PATIENCE_SECONDS
         await writer.commit()

@@ -100,7 +100,9 @@ class BranchWriter:
         if starts:
             self.run = seq
         self.state.apply_record(seq, self.run, at, record)
-        self._drafts.append(Draft(kind_of(record), encode(record), at, THIS if starts else self.run))
+        body = encode(record)
+        self.state.size += len(body)
+        self._drafts.append(Draft(kind_of(record), body, at, THIS if starts else self.run))
 
     def touch(self) -> None:
         """What the renderer holds may go out with the next tick."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-# APP
+from stateroom.app import ServerInfo
 from stateroom.cli.main import main
 from stateroom.cli.serve import banner, is_loopback
 from tests.unit.cli.script_server import Events, Reply, serving, story
@@ -279,8 +279,6 @@ def test_a_failed_answer_makes_a_piped_chat_fail(run) -> None:
 
 
 def test_the_banner_says_where_what_and_how() -> None:
-    from stateroom.app import ServerInfo
-
     info = ServerInfo("http://127.0.0.1:8123/v1", "some/data", ["a", "b"], "full", embedded=True)
     text = "\n".join(line for line, _ in banner(info))
     for part in (

@@ -482,6 +482,8 @@ def test_any_run_is_well_formed(script: list[Op]) -> None:
     *_, (frames, _, _) = frames_of(script)
     events = [msgspec.json.decode(data) for frame in frames for data in events_of(frame.body)]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [frame.first for frame in frames] == [0, *(frame.last + 1 for frame in frames[:-1])]
+    assert frames[-1].last == len(events) - 1
     assert types(events)[:2] == ["created", "in_progress"]
     assert types(events)[-1] == "completed"
     check_nesting(events)
@@ -537,6 +539,16 @@ def test_a_restored_run_keeps_its_stage() -> None:
     assert frame is not None
     over, _ = ResponsesRenderer.restore(view("cancelled"), [frame])
     assert over.stage == "ended"
+
+
+def test_a_restored_run_knows_which_items_are_closed() -> None:
+    renderer = begun()
+    renderer.item_closed(0, "msg_1", {"role": "assistant", "content": "x"})
+    frame = renderer.take()
+    assert frame is not None
+    again, _ = ResponsesRenderer.restore(view(), [frame])
+    with pytest.raises(ImpossibleEvent, match="closed"):
+        again.item_opened(0, "msg_1", MESSAGE)
 
 
 def test_frames_with_a_gap_are_not_gone_on_from() -> None:

@@ -161,6 +161,18 @@ def test_an_own_id_is_kept_and_a_missing_one_is_derived_from_the_place() -> None
     assert prefix("stateroom:unheard_of") == "item"
 
 
+def test_an_item_is_shown_under_the_id_it_is_asked_for() -> None:
+    assert unpack({"role": "user", "content": "hi", "id": "mine"}, "msg_1")["id"] == "msg_1"
+    assert unpack({"type": "compaction", "encrypted_content": "x", "id": "mine"}, "cmp_1")["id"] == "cmp_1"
+
+
+def test_the_usual_detail_of_an_image_is_not_kept() -> None:
+    image = {"type": "input_image", "image_url": "https://example.org/a.png", "detail": "auto"}
+    packed = pack({"role": "user", "content": [image]})
+    assert packed["content"] == [{"type": "input_image", "image_url": "https://example.org/a.png"}]
+    assert unpack(packed, "msg_1")["content"] == [image]
+
+
 def test_a_reference_needs_no_type() -> None:
     assert pack({"id": "msg_1"}) == {"type": "item_reference", "id": "msg_1"}
     assert pack({"id": "msg_1", "type": None}) == {"type": "item_reference", "id": "msg_1"}

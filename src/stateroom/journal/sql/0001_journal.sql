@@ -1,7 +1,8 @@
 -- The journal: projects, branches, entries and frames are the truth; the tables after them are an index over it.
 --
--- A place is branch << 32 | seq: one integer that sorts as (branch, seq) does. As a rowid it keeps large bodies in
--- their leaf pages, where a two-column key without rowid would send each body beyond 1,000 bytes to a page of its own.
+-- Whatever a user said stands in the bodies of entries, frames and sealed, and nowhere else. Those three tables only
+-- ever grow at their end, in the order of arrival: rows that move between pages leave copies in the gaps of pages,
+-- where no erasure finds them. What is looked up in another order has a table of numbers for it.
 
 -- Facts about the file itself: its generation, which every server that opens it raises.
 CREATE TABLE meta (
@@ -32,35 +33,47 @@ CREATE TABLE branches (
 
 CREATE INDEX branches_by_parent ON branches (parent) WHERE parent IS NOT NULL;
 
--- One line of the journal at its place; kind by the fixed numbers of stateroom.journal.codes.
+-- One line of the journal; kind by the fixed numbers of stateroom.journal.codes.
 CREATE TABLE entries (
-  place INTEGER PRIMARY KEY,
+  id INTEGER PRIMARY KEY,
   kind INTEGER NOT NULL,
   run INTEGER NOT NULL,
   at INTEGER NOT NULL,
   body BLOB NOT NULL
 );
 
+-- Which entry stands where. A place is branch << 32 | seq: one integer that sorts as (branch, seq) does.
+CREATE TABLE places (
+  place INTEGER PRIMARY KEY,
+  entry INTEGER NOT NULL
+);
+
 -- Batches of the events of a run that is open; run is the place of its first entry.
 CREATE TABLE frames (
+  id INTEGER PRIMARY KEY,
   run INTEGER NOT NULL,
-  first INTEGER NOT NULL,
-  last INTEGER NOT NULL,
-  body BLOB NOT NULL,
-  PRIMARY KEY (run, first)
-) WITHOUT ROWID;
-
--- All events of a run that has ended, in one packed body.
-CREATE TABLE sealed (
-  run INTEGER PRIMARY KEY,
   first INTEGER NOT NULL,
   last INTEGER NOT NULL,
   body BLOB NOT NULL
 );
 
--- Index: runs, at the place of their first entry; ended is the seq of their terminal entry.
+CREATE UNIQUE INDEX frames_by_run ON frames (run, first);
+
+-- All events of a run that has ended, in one packed body; last is -1 and the body zeros once it was erased.
+CREATE TABLE sealed (
+  id INTEGER PRIMARY KEY,
+  run INTEGER NOT NULL,
+  first INTEGER NOT NULL,
+  last INTEGER NOT NULL,
+  body BLOB NOT NULL
+);
+
+CREATE INDEX sealed_by_run ON sealed (run);
+
+-- Index: runs, by the number of their first entry, which orders them by age; ended is the seq of their terminal entry.
 CREATE TABLE runs (
-  place INTEGER PRIMARY KEY,
+  entry INTEGER PRIMARY KEY,
+  place INTEGER NOT NULL,
   project INTEGER NOT NULL,
   id TEXT NOT NULL,
   ended INTEGER,
@@ -71,36 +84,37 @@ CREATE TABLE runs (
 
 CREATE INDEX runs_by_id ON runs (project, id);
 
-CREATE INDEX runs_by_age ON runs (project, created_at);
+CREATE INDEX runs_by_age ON runs (project, entry);
 
-CREATE INDEX runs_open ON runs (created_at) WHERE ended IS NULL;
+CREATE INDEX runs_open ON runs (entry) WHERE ended IS NULL;
 
--- Index: items that brought their own id or were added to a conversation.
+-- Index: items that brought their own id or were added to a conversation, by a hash of project and id.
 CREATE TABLE items (
-  project INTEGER NOT NULL,
-  id TEXT NOT NULL,
-  place INTEGER NOT NULL,
+  key BLOB NOT NULL,
+  entry INTEGER NOT NULL,
   position INTEGER NOT NULL,
-  PRIMARY KEY (project, id, place, position)
+  place INTEGER NOT NULL,
+  PRIMARY KEY (key, entry, position)
 ) WITHOUT ROWID;
 
--- Index: living conversations by their branch.
+-- Index: living conversations by their branch; metadata is the number of the entry that says it.
 CREATE TABLE conversations (
   branch INTEGER PRIMARY KEY,
+  entry INTEGER NOT NULL,
   project INTEGER NOT NULL,
   id TEXT NOT NULL,
   created_at INTEGER NOT NULL,
-  metadata BLOB NOT NULL,
+  metadata INTEGER NOT NULL,
   forked_from TEXT NOT NULL
 );
 
 CREATE INDEX conversations_by_id ON conversations (project, id);
 
-CREATE INDEX conversations_by_age ON conversations (project, created_at);
+CREATE INDEX conversations_by_age ON conversations (project, entry);
 
 -- Index: which entries refer to which blob; a digest of 64 hexadecimal digits is kept as its 32 bytes.
 CREATE TABLE blob_uses (
   digest NOT NULL,
-  place INTEGER NOT NULL,
-  PRIMARY KEY (digest, place)
+  entry INTEGER NOT NULL,
+  PRIMARY KEY (digest, entry)
 ) WITHOUT ROWID;

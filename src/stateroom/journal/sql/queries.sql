@@ -70,29 +70,34 @@ UPDATE branches SET until = ? WHERE id = ? AND fence = ? AND holder <> '' AND ge
 
 -- name: add_entry
 -- One line of the journal.
-INSERT INTO entries (place, kind, run, at, body) VALUES (?, ?, ?, ?, ?);
+INSERT INTO entries (kind, run, at, body) VALUES (?, ?, ?, ?);
+
+-- name: add_place
+-- Where that line stands.
+INSERT INTO places (place, entry) VALUES (?, ?);
 
 -- name: read_entries
 -- Entries of one branch between two places, oldest first, at most so many.
-SELECT place & 0xffffffff, kind, run, at, body FROM entries WHERE place > ? AND place <= ? ORDER BY place LIMIT ?;
+SELECT p.place & 0xffffffff, e.kind, e.run, e.at, e.body FROM places p JOIN entries e ON e.id = p.entry
+WHERE p.place > ? AND p.place <= ? ORDER BY p.place LIMIT ?;
 
 -- name: read_run_entries
 -- The same of one run.
-SELECT place & 0xffffffff, kind, run, at, body FROM entries
-WHERE place > ? AND place <= ? AND run = ? ORDER BY place LIMIT ?;
+SELECT p.place & 0xffffffff, e.kind, e.run, e.at, e.body FROM places p JOIN entries e ON e.id = p.entry
+WHERE p.place > ? AND p.place <= ? AND e.run = ? ORDER BY p.place LIMIT ?;
 
 -- name: read_entry
--- One entry.
-SELECT kind, run, at, body FROM entries WHERE place = ?;
+-- One entry and its number.
+SELECT e.id, e.kind, e.run, e.at, e.body FROM places p JOIN entries e ON e.id = p.entry WHERE p.place = ?;
 
 -- name: change_entry
--- Replaces what an entry says.
-UPDATE entries SET kind = ?, body = ? WHERE place = ?;
+-- Replaces what an entry says; a body of the same length is overwritten where it stands.
+UPDATE entries SET kind = ?, body = ? WHERE id = ?;
 
 -- name: read_kinds
--- Entries of a range of places whose kind is one of a JSON list, in order.
-SELECT place, kind, run, at, body FROM entries
-WHERE place > ? AND place <= ? AND kind IN (SELECT value FROM json_each(?)) ORDER BY place;
+-- Entries of a range of places whose kind is one of a JSON list, in order, with their numbers.
+SELECT p.place, e.id, e.kind, e.run, e.at, e.body FROM places p JOIN entries e ON e.id = p.entry
+WHERE p.place > ? AND p.place <= ? AND e.kind IN (SELECT value FROM json_each(?)) ORDER BY p.place;
 
 -- name: add_frame
 -- A batch of events of an open run.
@@ -111,19 +116,35 @@ SELECT first, last, body FROM sealed WHERE run = ? AND last > ?;
 DELETE FROM frames WHERE run = ?;
 
 -- name: seal
--- Keeps the packed events of a run instead of any before.
-INSERT OR REPLACE INTO sealed (run, first, last, body) VALUES (?, ?, ?, ?);
+-- Keeps the packed events of a run.
+INSERT INTO sealed (run, first, last, body) VALUES (?, ?, ?, ?);
 
 -- name: drop_sealed
--- Forgets the packed events of a run.
+-- Forgets the packed events of a run and gives their room back.
 DELETE FROM sealed WHERE run = ?;
+
+-- name: erase_sealed
+-- Overwrites the packed events of a run where they stand.
+UPDATE sealed SET last = -1, body = zeroblob(length(body)) WHERE run = ?;
+
+-- name: drop_erased
+-- Gives the room of erased streams back.
+DELETE FROM sealed WHERE last = -1;
+
+-- name: trim_padded
+-- Gives back the room that shortened entries left: the kinds beyond 64 are padded.
+UPDATE entries SET kind = kind - 64, body = CAST(rtrim(CAST(body AS TEXT)) AS BLOB) WHERE kind > 64;
+
+-- name: trim_erased
+-- Gives back the room that erased entries left: seven bytes say all that is known of one.
+UPDATE entries SET body = substr(body, 1, 7) WHERE kind = 12 AND length(body) > 7;
 
 -- name: check_branches
 -- Branches whose entries are not as many as their head says.
 SELECT name, found, head - parent_seq FROM (
   SELECT b.name, b.head, b.parent_seq,
-    (SELECT count(*) FROM entries e
-     WHERE e.place > (b.id << 32) + b.parent_seq AND e.place <= (b.id << 32) + b.head) AS found
+    (SELECT count(*) FROM places p JOIN entries e ON e.id = p.entry
+     WHERE p.place > (b.id << 32) + b.parent_seq AND p.place <= (b.id << 32) + b.head) AS found
   FROM branches b
 ) WHERE found <> head - parent_seq LIMIT 20;
 

@@ -1,0 +1,102 @@
+"""What the kernel says of a process and a folder: CPU time, resident memory, bytes on disk. Linux only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+MIB = 1024 * 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process, also those that have ended, to the nanosecond.
+
+    It is the clock that clock_getcpuclockid(3) names, built here because Python has no name for it. It counts what
+    /proc/PID/stat does, which is told in ticks of 10 ms.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its children."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    own = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    below = children.read_text().split() if children.exists() else []
+    return own + sum(resident_bytes(int(child)) for child in below)
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the files of a folder take up."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def import_seconds(module: str, repeats: int) -> float:
+    """How long a fresh interpreter takes to import a module, less what it takes to do nothing."""
+    return _interpreter_seconds(f"import {module}", repeats) - _interpreter_seconds("pass", repeats)
+
+
+def _interpreter_seconds(code: str, repeats: int) -> float:
+    took = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+class Cores:
+    """One core for the server, the others for all the rest; on a machine with one core they share it."""
+
+    def __init__(self) -> None:
+        available = sorted(os.sched_getaffinity(0))
+        self.server = {available[-1]}
+        self.rest = set(available[:-1]) or self.server
+
+    @contextmanager
+    def of_server(self) -> Iterator[None]:
+        """Processes started in here run on the server's core."""
+        os.sched_setaffinity(0, self.server)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, self.rest)
+
+
+def machine(cores: Cores) -> dict[str, str]:
+    """Where the figures come from. The loop tells how fast the machine is just now: compare runs by it."""
+    return {
+        "machine": f"{_processor()}, {len(cores.server | cores.rest)} cores, Linux {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "stateroom": version("stateroom"),
+        "packages": ", ".join(
+            f"{name} {version(name)}" for name in ("uvicorn", "uvloop", "aiohttp", "apsw", "msgspec")
+        ),
+        "a million additions": f"{_loop_seconds() * 1000:.0f} ms",
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _loop_seconds() -> float:
+    took = []
+    for _ in range(5):
+        began, total = time.thread_time(), 0
+        for number in range(1_000_000):
+            total += number
+        took.append(time.thread_time() - began)
+    return statistics.median(took)
