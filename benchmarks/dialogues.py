@@ -1,4 +1,4 @@
-"""How a client carries a dialogue on: by `previous_response_id`, by `conversation`, or alone, before the model server."""
+"""How a client carries a dialogue on: by `previous_response_id`, by `conversation`, or alone to a model server."""
 
 from __future__ import annotations
 

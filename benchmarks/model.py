@@ -2,8 +2,8 @@
 
     python -m benchmarks.model
 
-prints `listening on http://127.0.0.1:PORT`. What it answers is decided by the model's name alone, see MODELS; the prompt
-tokens it reports are the bytes of the request, so that a client can read how long the prompt was.
+prints `listening on http://127.0.0.1:PORT`. What it answers is decided by the model's name alone, see MODELS; the
+prompt tokens it reports are the bytes of the request, so that a client can read how long the prompt was.
 """
 
 from __future__ import annotations
@@ -88,10 +88,7 @@ async def _serve() -> None:
 
 
 def main() -> None:
-    import uvloop  # lazy: whoever only wants MODELS needs no loop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve())
+    asyncio.run(_serve())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def killed_and_resumed(start: Callable[[Path], Server], data: Path, paced: str) 
         first = next(events)
         if first.sequence_number != last + 1:
             raise LoadFailed(f"event {first.sequence_number} came after event {last}")
-        text = next(event for event in (first, *events) if event.type == "response.output_text.delta")
+        text = next(event for event in itertools.chain((first,), events) if event.type == "response.output_text.delta")
         server.kill()
     return Resume(killed, up, first.at, text.at)
 

@@ -9,30 +9,24 @@ USER_CHARACTERS: Final = 120
 ANSWER_CHARACTERS: Final = 400
 
 _WORDS: Final = tuple(
-    """the of and to a in is it you that he was for on are with as his they be at one have this from or had by hot but
-    some what there we can out other were all your when up use word how said an each she which do their time if will way
-    about many then them would write like so these her long make thing see him two has look more day could go come did
-    sound no most number who over know water than call first people may down side been now find any new work part take
-    get place made live where after back little only round man year came show every good me give our under name very
-    through just form much great think say help low line before turn cause same mean differ move right boy old too does
-    tell sentence set three want air well also play small end put home read hand port large spell add even land here
-    must big high such follow act why ask men change went light kind off need house picture try us again animal point
-    mother world near build self earth father head stand own page should country found answer school grow study still
-    learn plant cover food sun four thought let keep eye never last door between city tree cross since hard start might
-    story saw far sea draw left late run while press close night real life few stop open seem together next white
-    children begin got walk example ease paper often always music those both mark book letter until mile river car feet
-    care second group carry took rain eat room friend began idea fish mountain north once base hear horse cut sure watch
-    colour face wood main enough plain girl usual young ready above ever red list though feel talk bird soon body dog
-    family direct pose leave song measure state product black short numeral class wind question happen complete ship
-    area half rock order fire south problem piece told knew pass farm top whole king size heard best hour better true
-    during hundred remember step early hold west ground interest reach fast five sing listen six table travel less
-    morning ten simple several vowel toward war lay against pattern slow centre love person money serve appear road map
-    science rule govern pull cold notice voice fall power town fine certain fly unit lead cry dark machine note wait
-    plan figure star box noun field rest correct able pound done beauty drive stood contain front teach week final gave
-    green oh quick develop sleep warm free minute strong special mind behind clear tail produce fact street inch lot
-    nothing course stay wheel full force blue object decide surface deep moon island foot yet busy test record boat
-    common gold possible plane age dry wonder laugh thousand ago ran check game shape yes cool miss brought heat snow
-    bed bring sit perhaps fill east weight language among""".split()
+    """the to a is it of in you for that and on with this be are can as not if your at or from by one when will we an
+    but which there so then has more first after before only each other them they was were had have into out up
+    down over under again once between while because until without within about also often never always usually
+    perhaps soon later now here where why how what who both either neither every some any most few many much less
+    least several another next last same new old good better best small large short long quick slow early late
+    open closed empty full clear plain simple hard easy ready server client answer question message number table
+    column row record file folder page line letter word sentence story garden kitchen window door bread butter
+    apple lemon pepper river bridge harbour island valley meadow forest winter summer morning evening weather
+    thunder lantern candle mirror ladder basket bottle pocket jacket teacher doctor farmer baker sailor writer
+    painter neighbour stranger cousin daughter brother captain engine wheel signal ticket station platform journey
+    mountain village market museum library theatre concert violin trumpet chapter recipe budget invoice customer
+    contract deadline meeting schedule reminder password network printer keyboard battery backup release version
+    feature measure compare remember forget explain describe suggest repair replace collect deliver arrange
+    prepare consider decide follow finish begin continue return remain improve reduce increase separate combine
+    translate summarise calculate walk run read write speak listen carry bring send keep hold turn move wait watch
+    learn teach build break find lose seven eleven twenty hundred thousand percent minute hour week month century
+    copper silver yellow purple orange
+    """.split()  # noqa: SIM905 - three hundred quoted words are no better to read
 )
 
 

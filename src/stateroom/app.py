@@ -27,7 +27,7 @@ from stateroom.api.http import Edge, answer_error, answer_http_exception, answer
 from stateroom.api.models import ModelsApi
 from stateroom.api.responses import ResponsesApi
 from stateroom.api.surface import ResponsesSurface
-from stateroom.blobs.directory import DirectoryBlobs
+from stateroom.blobs.directory import open_directory
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.clock import SystemClock
 from stateroom.errors import StateroomError
@@ -74,11 +74,16 @@ class Application:
     """The built parts, and how they start and stop."""
 
     def __init__(
-        self, settings: Settings, *, tools: Sequence[Tool] = (), progress: Callable[[str], None] | None = None
+        self,
+        settings: Settings,
+        *,
+        tools: Sequence[Tool] = (),
+        progress: Callable[[str], None] | None = None,
+        wrap_journal: Callable[[SqliteJournal], SqliteJournal] | None = None,
     ) -> None:
         """Builds everything. The data directory is taken and the journal opened here, before any loop runs.
 
-        Raises DirectoryInUse, JournalDamaged, JournalNewer.
+        `wrap_journal` is for tests that break it on purpose. Raises DirectoryInUse, JournalDamaged, JournalNewer.
         """
         self.settings = settings
         limits = settings.limits
@@ -90,7 +95,9 @@ class Application:
         self._lock = lock_directory(data)
         try:
             self.journal: SqliteJournal = open_sqlite(data / JOURNAL, durability=settings.durability, clock=clock)
-            self.blobs = DirectoryBlobs(data / "blobs", durability=settings.durability)
+            if wrap_journal is not None:
+                self.journal = wrap_journal(self.journal)
+            self.blobs = open_directory(data / "blobs", durability=settings.durability)
             sealer = Sealer(load_key(data / "secret.key"))
         except BaseException:
             self._lock.release()
@@ -221,6 +228,7 @@ async def serve(
     on_progress: Callable[[str], None],
     *,
     tools: Sequence[Tool] = (),
+    wrap_journal: Callable[[SqliteJournal], SqliteJournal] | None = None,
 ) -> int:
     """Run the server until SIGTERM or SIGINT; returns its exit status.
 
@@ -229,7 +237,7 @@ async def serve(
     start_logging(settings.log_level, settings.log_format)
     listening = bind(settings.host, settings.port)
     try:
-        application = Application(settings, tools=tools, progress=on_progress)
+        application = Application(settings, tools=tools, progress=on_progress, wrap_journal=wrap_journal)
     except BaseException:
         listening.close()
         raise

@@ -14,7 +14,6 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 CountOrNone: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 SecondsOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
-HoursOrNone: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -37,7 +36,9 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_field: Literal["auto", "none", "reasoning", "reasoning_content"] = "auto"
     """Under which name earlier reasoning is sent back; auto: the one it used itself."""
     connect_timeout_seconds: Seconds = 5.0
+    """Longest wait for a connection."""
     first_byte_timeout_seconds: Seconds = 300.0
+    """Longest wait for the first byte of an answer."""
     idle_timeout_seconds: Seconds = 60.0
     """Longest silence between two chunks of a stream."""
     retries: CountOrNone = 2
@@ -50,17 +51,23 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on what a caller may ask; passing one is a clear 400, 413 or 429."""
 
     body_bytes: Count = 32 * 1024 * 1024
+    """A request's body."""
     items: Count = 10_000
     """Items in one request."""
     depth: Count = 64
     """Nesting of JSON."""
     tools: Count = 1_024
+    """Tools of one request."""
     content_parts: Count = 2_048
+    """Content parts of one item."""
     item_bytes: Count = 24 * 1024 * 1024
+    """JSON of one item."""
     context_items: Count = 100_000
     """Items that one model call may see."""
     image_bytes: Count = 20 * 1024 * 1024
+    """One image."""
     image_timeout_seconds: Seconds = 20.0
+    """Downloading one image, redirects included."""
     runs: Count = 256
     """Runs at the same time."""
     waiting_runs: Count = 1_024
@@ -68,10 +75,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conversation_queue: CountOrNone = 8
     """Writers that wait for one conversation; beyond it `conversation_locked`."""
     conversation_wait_seconds: SecondsOrNone = 30.0
+    """How long they wait; then the same."""
     steps: Count = 64
     """Model calls of one run."""
     output_bytes: Count = 16 * 1024 * 1024
-    """Output of one run."""
+    """Text of one model answer; it is cut off there, as by a limit of tokens."""
     cached_context_bytes: Count = 256 * 1024 * 1024
     """Memory for the folded state of active branches."""
 
@@ -82,6 +90,7 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: CountOrNone = 0
     """0: one less than the cores, at least one."""
     slots: Count = 2
+    """Answers that it generates at the same time."""
     context_tokens: Count = 8192
     """For each slot."""
     cache_dir: str = ""
@@ -89,10 +98,12 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything."""
+    """What the command line and the top of the file set."""
 
     host: str = "127.0.0.1"
+    """Address to listen on; a loopback one, as long as there are no access keys."""
     port: Port = 8000
+    """0: any free one."""
     data: str = "./stateroom-data"
     """Data directory: journal, blobs, secret key. One server at a time."""
     durability: Literal["normal", "full"] = "normal"
@@ -102,13 +113,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default_model: str = ""
     """Serves unknown model names; empty: the first model of the first backend."""
     unknown_models: Literal["default", "reject"] = "default"
+    """Whether unknown model names go to the default model or are a 404."""
     allow_private_addresses: bool = False
     """Let users' URLs (images) reach private, loopback and link-local addresses."""
-    frames_retention_hours: HoursOrNone = 720.0
-    """How long the streams of ended runs can be replayed; 0: for ever."""
     shutdown_seconds: SecondsOrNone = 10.0
     """How long SIGTERM waits for runs to finish before it parks them."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged, on standard error. Never the content of requests."""
     log_format: Literal["text", "json"] = "text"
+    """Lines to read, or one JSON object a line."""
     limits: Limits = Limits()
     embedded: EmbeddedSettings = EmbeddedSettings()

@@ -28,6 +28,7 @@ class _Line:
     """One branch: its own entries, its frames by run, its lease."""
 
     __slots__ = (
+        "ages",
         "entries",
         "fence",
         "frames",
@@ -49,6 +50,7 @@ class _Line:
         self.head = create.parent_seq
         self.order = order
         self.entries: list[Entry] = []
+        self.ages: list[int] = []
         self.frames: dict[int, dict[int, Frame]] = {}
         self.fence = 0
         self.holder = ""
@@ -66,6 +68,7 @@ class MemoryJournal:
         self._lines: dict[str, _Line] = {}
         self._index = MemoryIndex()
         self._orders = 0
+        self._age = 0
         self._closed = False
 
     # The journal
@@ -110,7 +113,7 @@ class MemoryJournal:
     async def rebuild(self) -> None:
         self._check_open()
         for line in self._lines.values():
-            self._index.derive_branch(line.name, line.entries)
+            self._index.derive_branch(line.name, zip(line.ages, line.entries, strict=True))
 
     async def close(self) -> None:
         self._closed = True
@@ -201,11 +204,13 @@ class MemoryJournal:
         # Nothing can fail below this line: an append happens entirely or not at all.
         if change.create is not None:
             self._lines[line.name] = line
-            self._index.add_branch(line.name, line.project, line.order)
+            self._index.add_branch(line.name, line.project)
         for entry, rows in zip(entries, changes, strict=True):
+            self._age += 1
             line.entries.append(entry)
+            line.ages.append(self._age)
             if rows:
-                self._index.apply(line.name, entry, rows)
+                self._index.apply(line.name, self._age, rows)
         line.head += len(entries)
         if change.seal:
             line.frames[run] = {}
@@ -275,7 +280,7 @@ class MemoryJournal:
                 index_changes(seq, old.kind, old.at, old.run, body)
                 entries[seq - first] = Entry(seq, old.kind, old.run, old.at, body)
         line.entries = entries
-        self._index.derive_branch(line.name, entries)
+        self._index.derive_branch(line.name, zip(line.ages, entries, strict=True))
         for run in erased_runs:
             line.frames.pop(run, None)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from stateroom.journal.entries import Entry
 from stateroom.journal.index import (
@@ -25,132 +25,121 @@ from stateroom.journal.index import (
 )
 from stateroom.journal.store import ConversationRow, ItemRow, RunRow
 
+_Place: TypeAlias = tuple[int, int, str, int]
+"""Age, position in the entry, branch, seq: the latest place is the greatest."""
+
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
 class BranchRows:
-    """The index rows of one branch. `order` is its age among the branches."""
+    """The index rows of one branch."""
 
-    __slots__ = ("blobs", "conversation", "items", "name", "order", "project", "runs")
+    __slots__ = ("blobs", "conversation", "conversation_age", "items", "name", "project", "runs")
 
-    def __init__(self, name: str, project: str, order: int) -> None:
+    def __init__(self, name: str, project: str) -> None:
         self.name = name
         self.project = project
-        self.order = order
-        self.runs: dict[int, RunRow] = {}
-        self.items: list[tuple[str, tuple[int, int, int, int]]] = []
+        self.runs: dict[int, tuple[int, RunRow]] = {}
+        self.items: list[tuple[str, _Place]] = []
         self.blobs: list[str] = []
         self.conversation: ConversationRow | None = None
+        self.conversation_age = -1
 
 
 class MemoryIndex:
-    """Rows by what is looked for. Nothing here is async: it is dictionaries."""
+    """Rows by what is looked for. An entry's `age` is its number in the order of arrival, and orders all rows."""
 
     def __init__(self) -> None:
         self._branches: dict[str, BranchRows] = {}
-        self._runs: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
-        self._items: dict[tuple[str, str], set[tuple[int, int, int, int]]] = defaultdict(set)
-        self._conversations: dict[tuple[str, str], set[int]] = defaultdict(set)
+        self._runs: dict[tuple[str, str], set[tuple[int, str, int]]] = defaultdict(set)
+        self._items: dict[tuple[str, str], set[_Place]] = defaultdict(set)
+        self._conversations: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._blobs: dict[str, int] = defaultdict(int)
-        self._by_order: dict[int, BranchRows] = {}
 
-    def add_branch(self, name: str, project: str, order: int) -> None:
-        rows = BranchRows(name, project, order)
-        self._branches[name] = rows
-        self._by_order[order] = rows
+    def add_branch(self, name: str, project: str) -> None:
+        self._branches[name] = BranchRows(name, project)
 
     def drop_branch(self, name: str) -> None:
         """Forget every row of the branch."""
         rows = self._branches.pop(name)
-        del self._by_order[rows.order]
-        for start, run in rows.runs.items():
-            _discard(self._runs, (rows.project, run.id), (rows.order, start))
+        for start, (age, run) in rows.runs.items():
+            _discard(self._runs, (rows.project, run.id), (age, name, start))
         for identifier, place in rows.items:
             _discard(self._items, (rows.project, identifier), place)
         for digest in rows.blobs:
             self._release_blob(digest)
-        if rows.conversation is not None:
-            _discard(self._conversations, (rows.project, rows.conversation.id), rows.order)
+        self._put_conversation(rows, None, -1)
 
-    def derive_branch(self, name: str, entries: Iterable[Entry]) -> None:
-        """Replace the branch's rows by those of `entries`."""
-        old = self._branches[name]
+    def derive_branch(self, name: str, entries: Iterable[tuple[int, Entry]]) -> None:
+        """Replace the branch's rows by those of `entries`, which come with their ages."""
+        project = self._branches[name].project
         self.drop_branch(name)
-        self.add_branch(name, old.project, old.order)
-        for entry in entries:
-            self.apply(name, entry, index_changes(entry.seq, entry.kind, entry.at, entry.run, entry.body))
+        self.add_branch(name, project)
+        for age, entry in entries:
+            self.apply(name, age, index_changes(entry.seq, entry.kind, entry.at, entry.run, entry.body))
 
-    def apply(self, name: str, entry: Entry, changes: list[IndexChange]) -> None:
-        """Keep the rows that `index_changes` gave for `entry`."""
+    def apply(self, name: str, age: int, changes: list[IndexChange]) -> None:
+        """Keep the rows that `index_changes` gave for an entry."""
         rows = self._branches[name]
         for change in changes:
             match change:
                 case PutRun():
-                    row = RunRow(
-                        change.id,
-                        name,
-                        change.start,
-                        -1,
-                        "in_progress",
-                        change.surface,
-                        change.created_at,
-                        rows.project,
-                    )
-                    rows.runs[change.start] = row
-                    self._runs[rows.project, change.id].add((rows.order, change.start))
+                    run = RunRow(change.id, name, change.start, -1, "in_progress", change.surface, change.created_at)
+                    rows.runs[change.start] = (age, replace(run, project=rows.project))
+                    self._runs[rows.project, change.id].add((age, name, change.start))
                 case EndRun():
                     if change.start in rows.runs:
-                        rows.runs[change.start] = msgspec.structs.replace(
-                            rows.runs[change.start], end=change.end, status=change.status
-                        )
+                        begun, run = rows.runs[change.start]
+                        rows.runs[change.start] = (begun, replace(run, end=change.end, status=change.status))
                 case PutItem():
-                    place = (entry.at, rows.order, change.seq, change.position)
+                    place = (age, change.position, name, change.seq)
                     rows.items.append((change.id, place))
                     self._items[rows.project, change.id].add(place)
                 case PutBlob():
                     rows.blobs.append(change.digest)
                     self._blobs[change.digest] += 1
                 case PutConversation():
-                    self._put_conversation(
-                        rows,
-                        ConversationRow(change.id, name, change.created_at, change.metadata, change.forked_from),
-                    )
+                    row = ConversationRow(change.id, name, change.created_at, change.metadata, change.forked_from)
+                    self._put_conversation(rows, row, age)
                 case SetMetadata():
                     if rows.conversation is not None:
-                        rows.conversation = msgspec.structs.replace(rows.conversation, metadata=change.metadata)
+                        rows.conversation = replace(rows.conversation, metadata=change.metadata)
                 case DropConversation():
                     if rows.conversation is not None and rows.conversation.id == change.id:
-                        self._put_conversation(rows, None)
+                        self._put_conversation(rows, None, -1)
 
     def run(self, project: str, run_id: str) -> RunRow | None:
-        found = [self._by_order[order].runs[start] for order, start in self._runs.get((project, run_id), ())]
-        return max(found, key=self._run_age, default=None)
+        found = self._runs.get((project, run_id))
+        if not found:
+            return None
+        _, branch, start = max(found)
+        return self._branches[branch].runs[start][1]
 
     def runs(self, project: str) -> list[RunRow]:
         """All runs of a project, oldest first."""
-        rows = [run for rows in self._branches.values() if rows.project == project for run in rows.runs.values()]
-        return sorted(rows, key=self._run_age)
+        found = [run for rows in self._branches.values() if rows.project == project for run in rows.runs.values()]
+        return [run for _, run in sorted(found, key=_age)]
 
     def open_runs(self) -> list[RunRow]:
-        rows = [run for rows in self._branches.values() for run in rows.runs.values() if run.end == -1]
-        return sorted(rows, key=self._run_age)
+        found = [run for rows in self._branches.values() for run in rows.runs.values() if run[1].end == -1]
+        return [run for _, run in sorted(found, key=_age)]
 
     def runs_on(self, project: str, branch: str) -> list[RunRow]:
         rows = self._branches.get(branch)
         if rows is None or rows.project != project:
             return []
-        return [rows.runs[start] for start in sorted(rows.runs)]
+        return [rows.runs[start][1] for start in sorted(rows.runs)]
 
     def item(self, project: str, item_id: str) -> ItemRow | None:
         places = self._items.get((project, item_id))
         if not places:
             return None
-        _, order, seq, position = max(places)
-        return ItemRow(item_id, self._by_order[order].name, seq, position)
+        _, position, branch, seq = max(places)
+        return ItemRow(item_id, branch, seq, position)
 
     def conversation(self, project: str, conversation_id: str) -> ConversationRow | None:
-        found = [self._by_order[order] for order in self._conversations.get((project, conversation_id), ())]
+        found = [self._branches[name] for name in self._conversations.get((project, conversation_id), ())]
         latest = max(found, key=_conversation_age, default=None)
         return None if latest is None else latest.conversation
 
@@ -162,15 +151,12 @@ class MemoryIndex:
     def blob_in_use(self, digest: str) -> bool:
         return digest in self._blobs
 
-    def _run_age(self, row: RunRow) -> tuple[int, int, int]:
-        return (row.created_at, self._branches[row.branch].order, row.start)
-
-    def _put_conversation(self, rows: BranchRows, row: ConversationRow | None) -> None:
+    def _put_conversation(self, rows: BranchRows, row: ConversationRow | None, age: int) -> None:
         if rows.conversation is not None:
-            _discard(self._conversations, (rows.project, rows.conversation.id), rows.order)
-        rows.conversation = row
+            _discard(self._conversations, (rows.project, rows.conversation.id), rows.name)
+        rows.conversation, rows.conversation_age = row, age
         if row is not None:
-            self._conversations[rows.project, row.id].add(rows.order)
+            self._conversations[rows.project, row.id].add(rows.name)
 
     def _release_blob(self, digest: str) -> None:
         self._blobs[digest] -= 1
@@ -178,8 +164,12 @@ class MemoryIndex:
             del self._blobs[digest]
 
 
-def _conversation_age(rows: BranchRows) -> tuple[int, int]:
-    return (rows.conversation.created_at if rows.conversation else -1, rows.order)
+def _age(aged: tuple[int, RunRow]) -> int:
+    return aged[0]
+
+
+def _conversation_age(rows: BranchRows) -> int:
+    return rows.conversation_age
 
 
 def _discard(table: dict[_Key, set[_Value]], key: _Key, value: _Value) -> None:

@@ -5,13 +5,22 @@ Runs inside the ledger's transactions. Every row comes from `journal.index`; wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import apsw
 import msgspec
 
-from stateroom.journal.codes import KIND_CODES, STATUS_CODES, SURFACE_CODES, kind_name, pack_digest, pack_word
+from stateroom.journal.codes import (
+    KIND_CODES,
+    PADDED,
+    STATUS_CODES,
+    SURFACE_CODES,
+    pack_digest,
+    pack_identifier,
+    pack_word,
+    read_entry,
+)
 from stateroom.journal.entries import Entry, Kind
 from stateroom.journal.index import (
     INDEXED,
@@ -29,92 +38,102 @@ from stateroom.journal.index import (
 SEQ_BITS: Final = 32
 PLACE_MAX: Final = 2**63 - 1
 
-_encode = msgspec.json.Encoder().encode
-_INDEXED_CODES: Final = _encode(sorted(KIND_CODES[kind] for kind in INDEXED)).decode()
 _CONVERSATION_KINDS: Final = (Kind.CONVERSATION_CREATED, Kind.CONVERSATION_UPDATED, Kind.CONVERSATION_DELETED)
-_CONVERSATION_CODES: Final = _encode([KIND_CODES[kind] for kind in _CONVERSATION_KINDS]).decode()
-_ENDED_CODES: Final = _encode([KIND_CODES[Kind.RUN_ENDED]]).decode()
+
+
+def _codes(kinds: Iterable[str]) -> str:
+    """Codes of these kinds, shortened bodies too, as the JSON list that a query takes."""
+    codes = [KIND_CODES[kind] for kind in kinds]
+    return msgspec.json.encode(sorted([*codes, *[code + PADDED for code in codes]])).decode()
+
+
+_INDEXED_CODES: Final = _codes(INDEXED)
+_CONVERSATION_CODES: Final = _codes(_CONVERSATION_KINDS)
+_ENDED_CODES: Final = _codes([Kind.RUN_ENDED])
 
 
 class IndexWriter:
-    """Applies index changes on the writer's connection. `branch` and `project` are the numbers of theirs."""
+    """Applies index changes on the writer's connection.
+
+    `branch`, `project` and `entry` are the numbers of theirs: `entry` is where the changes come from.
+    """
 
     def __init__(self, cursor: apsw.Cursor, queries: Mapping[str, str]) -> None:
         self._execute = cursor.execute
         self._queries = queries
 
-    def apply(self, branch: int, project: int, changes: Sequence[IndexChange]) -> None:
-        """Write the rows that follow from new entries, in order."""
+    def apply(self, branch: int, project: int, entry: int, changes: Sequence[IndexChange]) -> None:
+        """Write the rows of one entry, in order."""
         for change in changes:
-            self._apply_one(branch, project, change)
+            match change:
+                case PutRun():
+                    place, surface = place_of(branch, change.start), pack_word(SURFACE_CODES, change.surface)
+                    self._do("put_run", (entry, place, project, surface))
+                    self._do("put_run_id", (project, change.id, entry))
+                case EndRun():
+                    status = pack_word(STATUS_CODES, change.status)
+                    self._do("end_run", (change.end, status, place_of(branch, change.start)))
+                case PutItem():
+                    key, place = pack_identifier(change.id), place_of(branch, change.seq)
+                    self._do("put_item", (project, key, entry, change.position, place))
+                case PutBlob():
+                    self._do("put_blob_use", (pack_digest(change.digest), entry))
+                case PutConversation():
+                    row = (branch, entry, project, change.id, change.created_at, entry, change.forked_from)
+                    self._do("put_conversation", row)
+                case SetMetadata():
+                    self._do("set_metadata", (entry, branch))
+                case DropConversation():
+                    self._do("drop_conversation", (branch, change.id))
 
-    def replace(self, branch: int, project: int, old: Entry, new: Entry) -> None:
+    def replace(self, branch: int, project: int, number: int, old: Entry, new: Entry) -> None:
         """Exchange the rows of an entry whose body changed."""
-        was = index_changes(old.seq, old.kind, old.at, old.run, old.body)
         now = index_changes(new.seq, new.kind, new.at, new.run, new.body)
-        for change in was:
+        for change in index_changes(old.seq, old.kind, old.at, old.run, old.body):
             match change:
                 case PutItem():
-                    self._do("drop_item", (project, change.id, place_of(branch, change.seq), change.position))
+                    self._do("drop_item", (project, pack_identifier(change.id), number, change.position))
                 case PutBlob():
-                    self._do("drop_blob_use", (pack_digest(change.digest), place_of(branch, change.seq)))
+                    self._do("drop_blob_use", (pack_digest(change.digest), number))
                 case PutRun():
+                    self._do("drop_run_id", (project, change.id, number))
                     if not now:
-                        self._do("drop_run", (place_of(branch, change.start),))
+                        self._do("drop_run", (number,))
                 case EndRun():
                     if not now:
                         self._find_end(branch, project, change.start)
         if old.kind in _CONVERSATION_KINDS:
             self._derive_conversation(branch, project)
         else:
-            for change in now:
-                self._apply_one(branch, project, change)
+            self.apply(branch, project, number, now)
 
     def rebuild(self, reader: apsw.Cursor) -> None:
         """Drop every row and derive it from the entries, which `reader` reads on the same connection."""
-        for table in ("runs", "items", "conversations", "blob_uses"):
+        for table in ("runs", "run_ids", "items", "conversations", "blob_uses"):
             self._do(f"clear_{table}", ())
         projects: dict[int, int] = dict(reader.execute(self._queries["branch_projects"]))
         entries: Any = reader.execute(self._queries["read_kinds"], (-1, PLACE_MAX, _INDEXED_CODES))
-        for place, kind, run, at, body in entries:
+        for place, number, *columns in entries:
             branch = place >> SEQ_BITS
-            changes = index_changes(place - (branch << SEQ_BITS), kind_name(kind), at, run, body)
-            self.apply(branch, projects[branch], changes)
-
-    def _apply_one(self, branch: int, project: int, change: IndexChange) -> None:
-        match change:
-            case PutRun():
-                surface = pack_word(SURFACE_CODES, change.surface)
-                self._do("put_run", (place_of(branch, change.start), project, change.id, surface, change.created_at))
-            case EndRun():
-                status = pack_word(STATUS_CODES, change.status)
-                self._do("end_run", (change.end, status, place_of(branch, change.start)))
-            case PutItem():
-                self._do("put_item", (project, change.id, place_of(branch, change.seq), change.position))
-            case PutBlob():
-                self._do("put_blob_use", (pack_digest(change.digest), place_of(branch, change.seq)))
-            case PutConversation():
-                row = (branch, project, change.id, change.created_at, _encode(change.metadata), change.forked_from)
-                self._do("put_conversation", row)
-            case SetMetadata():
-                self._do("set_metadata", (_encode(change.metadata), branch))
-            case DropConversation():
-                self._do("drop_conversation", (branch, change.id))
+            self._derive(branch, projects[branch], place, number, columns)
 
     def _find_end(self, branch: int, project: int, start: int) -> None:
         self._do("reopen_run", (place_of(branch, start),))
         span = (place_of(branch, start), place_of(branch + 1, -1))
-        for place, kind, run, at, body in self._do("read_kinds", (*span, _ENDED_CODES)).fetchall():
-            if run == start:
-                seq = place - (branch << SEQ_BITS)
-                self.apply(branch, project, index_changes(seq, kind_name(kind), at, run, body))
+        for place, number, *columns in self._do("read_kinds", (*span, _ENDED_CODES)).fetchall():
+            if columns[1] == start:
+                self._derive(branch, project, place, number, columns)
 
     def _derive_conversation(self, branch: int, project: int) -> None:
         self._do("drop_branch_conversation", (branch,))
         span = (place_of(branch, -1), place_of(branch + 1, -1))
-        for place, kind, run, at, body in self._do("read_kinds", (*span, _CONVERSATION_CODES)).fetchall():
-            seq = place - (branch << SEQ_BITS)
-            self.apply(branch, project, index_changes(seq, kind_name(kind), at, run, body))
+        for place, number, *columns in self._do("read_kinds", (*span, _CONVERSATION_CODES)).fetchall():
+            self._derive(branch, project, place, number, columns)
+
+    def _derive(self, branch: int, project: int, place: int, number: int, columns: Sequence[Any]) -> None:
+        entry = read_entry(place - place_of(branch, 0), *columns)
+        changes = index_changes(entry.seq, entry.kind, entry.at, entry.run, entry.body)
+        self.apply(branch, project, number, changes)
 
     def _do(self, query: str, values: tuple[Any, ...]) -> Any:
         return self._execute(self._queries[query], values)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import apsw
 
 from stateroom.errors import Fenced, HeadMoved
-from stateroom.journal.codes import KIND_CODES, kind_name
+from stateroom.journal.codes import KIND_CODES, PADDED, erased_body, read_entry
 from stateroom.journal.drafts import check_append, this_run
 from stateroom.journal.entries import Entry, Erased, Kind, encode
 from stateroom.journal.frames import FramePacker
@@ -94,16 +94,18 @@ class Ledger:
         if line is None:
             return
         for seq, body in bodies.items():
-            row = self._do("read_entry", (place_of(line.id, seq),)).fetchone() if seq >= line.first else None
-            if row is None or row[0] == KIND_CODES[Kind.ERASED]:
+            place = place_of(line.id, seq)
+            row = self._do("read_entry", (place,)).fetchone() if seq >= line.first else None
+            if row is None:
                 continue
-            old = Entry(seq, kind_name(row[0]), row[1], row[2], row[3])
-            erased = Entry(seq, Kind.ERASED, old.run, old.at, encode(Erased(old.kind, at)))
-            new = erased if body is None else Entry(seq, old.kind, old.run, old.at, body)
-            self._do("change_entry", (KIND_CODES[new.kind], new.body, place_of(line.id, seq)))
-            self._index.replace(line.id, line.project, old, new)
-            if body is None and old.kind == Kind.RUN_STARTED:
-                self._drop_frames(place_of(line.id, seq))
+            number, code, *columns = row
+            old = read_entry(seq, code, *columns)
+            if old.kind != Kind.ERASED:
+                new = self._change_entry(number, old, len(columns[-1]), body, at)
+                self._index.replace(line.id, line.project, number, old, new)
+                if body is None and old.kind == Kind.RUN_STARTED:
+                    self._do("drop_frames", (place,))
+                    self._do("erase_sealed", (place,))
 
     def rebuild(self) -> None:
         """Derive the whole index anew."""
@@ -183,19 +185,32 @@ class Ledger:
         raise HeadMoved(f"Branch {change.branch!r} is held by another writer.")
 
     def _write_entries(self, line: _Line, change: Append, first: int, this: int) -> None:
-        place = place_of(line.id, first)
-        rows = []
-        for draft in change.entries:
-            run = this if draft.run == THIS else draft.run
-            rows.append((place, KIND_CODES[draft.kind], run, draft.at, draft.body))
-            place += 1
+        rows = [
+            (KIND_CODES[draft.kind], this if draft.run == THIS else draft.run, draft.at, draft.body)
+            for draft in change.entries
+        ]
         self._cursor.executemany(self._queries["add_entry"], rows)
-        for seq, draft in enumerate(change.entries, first):
+        count = len(rows)
+        number = self._connection.last_insert_rowid() - count + 1
+        place = place_of(line.id, first)
+        self._cursor.executemany(
+            self._queries["add_place"], zip(range(place, place + count), range(number, number + count), strict=True)
+        )
+        for offset, draft in enumerate(change.entries):
             if draft.kind in INDEXED:
-                run = this if draft.run == THIS else draft.run
-                changes = index_changes(seq, draft.kind, draft.at, run, draft.body)
+                changes = index_changes(first + offset, draft.kind, draft.at, rows[offset][1], draft.body)
                 if changes:
-                    self._index.apply(line.id, line.project, changes)
+                    self._index.apply(line.id, line.project, number + offset, changes)
+
+    def _change_entry(self, number: int, old: Entry, length: int, body: bytes | None, at: int) -> Entry:
+        """Overwrite an entry in place: a row that changed its size might push others to another page."""
+        if body is None:
+            erased = erased_body(old.kind, at, length)
+            self._do("change_entry", (KIND_CODES[Kind.ERASED], erased, number))
+            return Entry(old.seq, Kind.ERASED, old.run, old.at, encode(Erased(old.kind, at)))
+        code = KIND_CODES[old.kind] + (PADDED if len(body) < length else 0)
+        self._do("change_entry", (code, body.ljust(length), number))
+        return Entry(old.seq, old.kind, old.run, old.at, body)
 
     def _write_frames(self, line: _Line, change: Append, run: int) -> None:
         place = place_of(line.id, run)
@@ -203,13 +218,10 @@ class Ledger:
             for frame in change.frames:
                 self._do("add_frame", (place, frame.first, frame.last, frame.body))
             return
-        self._drop_frames(place)
-        for frame in change.frames:
-            self._do("seal", (place, frame.first, frame.last, self._packer.pack(frame.body)))
-
-    def _drop_frames(self, place: int) -> None:
         self._do("drop_frames", (place,))
         self._do("drop_sealed", (place,))
+        for frame in change.frames:
+            self._do("seal", (place, frame.first, frame.last, self._packer.pack(frame.body)))
 
     def _head(self, line: _Line) -> int:
         head: int = self._do("read_head", (line.id,)).fetchone()[0]

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 import apsw
 import msgspec
 
-from stateroom.journal.codes import kind_name, pack_digest, status_name, surface_name
-from stateroom.journal.entries import Entry, Frame
+from stateroom.journal.codes import pack_digest, pack_identifier, read_entry, status_name, surface_name
+from stateroom.journal.entries import ConversationCreated, ConversationUpdated, Entry, Frame, decode
 from stateroom.journal.frames import FramePacker
 from stateroom.journal.sqlite_errors import TRANSLATED
 from stateroom.journal.sqlite_index import PLACE_MAX, place_of
@@ -29,7 +29,15 @@ _CACHED: Final = 16_384
 _SEQ_END: Final = 2**32 - 1
 
 _Answer = TypeVar("_Answer")
-_metadata = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class _Named(msgspec.Struct):
+    """The one field that a look-up needs of a run's first entry."""
+
+    id: str
+
+
+_read_name: Final = msgspec.json.Decoder(_Named).decode
 
 
 class _Line(NamedTuple):
@@ -105,7 +113,7 @@ class SqliteReads:
             if mark is None:
                 return []
             name = "runs_before" if descending else "runs_after"
-            return [_run_row(row) for row in self._rows(name, (project, *mark, limit))]
+            return [_run_row(row) for row in self._rows(name, (project, mark, limit))]
 
     async def open_runs(self) -> list[RunRow]:
         with TRANSLATED:
@@ -121,7 +129,7 @@ class SqliteReads:
 
     async def item(self, project: str, item_id: str) -> ItemRow | None:
         with TRANSLATED:
-            rows = self._rows("find_item", (project, item_id))
+            rows = self._rows("find_item", (project, pack_identifier(item_id)))
             return ItemRow(item_id, *rows[0]) if rows else None
 
     async def conversation(self, project: str, conversation_id: str) -> ConversationRow | None:
@@ -137,7 +145,7 @@ class SqliteReads:
             if mark is None:
                 return []
             name = "conversations_before" if descending else "conversations_after"
-            return [_conversation_row(row) for row in self._rows(name, (project, *mark, limit))]
+            return [_conversation_row(row) for row in self._rows(name, (project, mark, limit))]
 
     async def children(self, project: str, branch: str) -> list[Branch]:
         with TRANSLATED:
@@ -179,7 +187,7 @@ class SqliteReads:
         if len(rows) == _INLINE:
             rest = (place_of(branch, rows[-1][0]), end, *more, -1)
             rows += await self.in_thread(lambda far: far.execute(self._queries[query], rest).fetchall())
-        return [Entry(seq, kind_name(kind), run, at, body) for seq, kind, run, at, body in rows]
+        return [read_entry(*row) for row in rows]
 
     def _spans(self, line: _Line, after: int, last: int) -> list[tuple[int, int, int]]:
         """Branch, `after` and last seq of the entries wanted, youngest branch first."""
@@ -209,21 +217,25 @@ class SqliteReads:
         parent, parent_seq = self._rows("find_branch_by_id", (branch,))[0]
         return _Line(branch, parent or 0, parent_seq)
 
-    def _mark(self, query: str, project: str, after: str, descending: bool) -> tuple[int, int] | None:
+    def _mark(self, query: str, project: str, after: str, descending: bool) -> int | None:
         if not after:
-            return (PLACE_MAX, PLACE_MAX) if descending else (-PLACE_MAX, 0)
+            return PLACE_MAX if descending else -1
         rows = self._rows(query, (project, after))
-        return rows[0] if rows else None
+        return int(rows[0][0]) if rows else None
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         return self._near_execute(self._queries[query], values).fetchall()
 
 
 def _run_row(row: Sequence[Any]) -> RunRow:
-    id, branch, start, end, status, surface, created_at, project = row
+    branch, start, end, status, surface, created_at, project, code, body = row
+    id = _read_name(read_entry(start, code, start, created_at, body).body).id
     return RunRow(id, branch, start, end, status_name(status), surface_name(surface), created_at, project)
 
 
 def _conversation_row(row: Sequence[Any]) -> ConversationRow:
-    id, branch, created_at, metadata, forked_from = row
-    return ConversationRow(id, branch, created_at, _metadata(metadata), forked_from)
+    id, branch, created_at, forked_from, code, body = row
+    entry = read_entry(0, code, 0, 0, body)
+    said = decode(entry.kind, entry.body)
+    metadata = said.metadata if isinstance(said, ConversationCreated | ConversationUpdated) else {}
+    return ConversationRow(id, branch, created_at, metadata, forked_from)

@@ -21,7 +21,7 @@ class TextDelta(msgspec.Struct, frozen=True, gc=False):
 
     text: str
     logprobs: list[Any] | None = None
-    """In the shape of `response.output_text.delta`: `{token, logprob, top_logprobs[]}`."""
+    """In the shape of an `output_text` part: `{token, bytes, logprob, top_logprobs[]}`."""
 
 
 class RefusalDelta(msgspec.Struct, frozen=True, gc=False):

@@ -271,7 +271,7 @@ def _add_parts(content: Any, deltas: list[Delta]) -> None:
 
 
 def _logprobs(value: Any) -> list[Any] | None:
-    """In the shape of the Responses API: `{token, logprob, top_logprobs}`."""
+    """In the shape of the Responses API: `{token, bytes, logprob, top_logprobs}`."""
     content = value.get("content") if isinstance(value, dict) else None
     if not isinstance(content, list) or not content:
         return None
@@ -286,7 +286,12 @@ def _logprobs(value: Any) -> list[Any] | None:
 
 
 def _logprob(one: dict[str, Any]) -> dict[str, Any]:
-    return {"token": str(one.get("token") or ""), "logprob": one.get("logprob") or 0.0}
+    token, raw = str(one.get("token") or ""), one.get("bytes")
+    return {
+        "token": token,
+        "bytes": raw if isinstance(raw, list) else list(token.encode()),
+        "logprob": one.get("logprob") or 0.0,
+    }
 
 
 def _usage(raw_usage: bytes, raw_timings: bytes) -> Usage | None:

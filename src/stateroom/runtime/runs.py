@@ -174,6 +174,12 @@ class Runs:
 
     async def _branch(self, project: str, request: RunRequest) -> ActiveBranch:
         """The branch that the run is to extend, taken: the named one, a fork of it, or a new one."""
+        if request.conversation and not request.store:
+            raise InvalidRequest(
+                "`store: false` cannot be used with `conversation`: a conversation keeps its items. Leave one out.",
+                code="unsupported_parameter",
+                param="store",
+            )
         if request.conversation:
             return await self.take_conversation(project, request.conversation)
         if not request.previous:

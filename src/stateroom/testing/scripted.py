@@ -125,6 +125,12 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def cut(self) -> None:
+        """Hang up in the middle of an answer; what was written still arrives."""
+        self._busy = ""
+        if self._transport is not None:
+            self._transport.close()
+
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
@@ -256,23 +262,23 @@ class _Writer:
     def _whole(self) -> None:
         reply = self._answer.reply
         if reply.drop_after is not None:
-            self._connection.abort()
+            self._connection.cut()
         elif reply.hang_after is None:
             self._connection._json(200, self._answer.whole(), reply.headers)
 
     def _step(self) -> None:
-        """Write the next event, or what happens in its place."""
+        """Write the next event, or what happens in its place. The event that gives the role always goes out."""
         reply = self._answer.reply
-        given = max(0, self._at - 1)
+        given = self._at - 1
         if reply.gate is not None and given >= reply.gate_after and not reply.gate.is_set():
             self._gate = asyncio.get_running_loop().create_task(self._wait(reply.gate))
             return
-        if reply.hang_after is not None and given >= reply.hang_after:
+        if _due(reply.hang_after, given):
             return
-        if reply.drop_after is not None and given >= reply.drop_after:
-            self._connection.abort()
+        if _due(reply.drop_after, given):
+            self._connection.cut()
             return
-        if reply.error_after is not None and given >= reply.error_after:
+        if _due(reply.error_after, given):
             self._end([self._answer.error_event()])
             return
         if self._at == len(self._events):
@@ -310,6 +316,10 @@ class _Writer:
         if last:
             framed.append(b"0\r\n\r\n")
         self._connection.write(b"".join(framed))
+
+
+def _due(after: int | None, given: int) -> bool:
+    return after is not None and given >= after
 
 
 _CHUNKED = {"transfer-encoding": "chunked", "cache-control": "no-cache"}

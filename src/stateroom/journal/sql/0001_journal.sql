@@ -75,26 +75,31 @@ CREATE TABLE runs (
   entry INTEGER PRIMARY KEY,
   place INTEGER NOT NULL,
   project INTEGER NOT NULL,
-  id TEXT NOT NULL,
   ended INTEGER,
   status NOT NULL,
-  surface NOT NULL,
-  created_at INTEGER NOT NULL
+  surface NOT NULL
 );
 
-CREATE INDEX runs_by_id ON runs (project, id);
+CREATE INDEX runs_by_age ON runs (project);
 
-CREATE INDEX runs_by_age ON runs (project, entry);
+CREATE INDEX runs_open ON runs (ended) WHERE ended IS NULL;
 
-CREATE INDEX runs_open ON runs (entry) WHERE ended IS NULL;
+-- Index: the ids that runs go by; the other way round, a run's first entry says its id.
+CREATE TABLE run_ids (
+  project INTEGER NOT NULL,
+  id TEXT NOT NULL,
+  entry INTEGER NOT NULL,
+  PRIMARY KEY (project, id, entry)
+) WITHOUT ROWID;
 
--- Index: items that brought their own id or were added to a conversation, by a hash of project and id.
+-- Index: items that brought their own id or were added to a conversation, by a hash of the id, which clients choose.
 CREATE TABLE items (
+  project INTEGER NOT NULL,
   key BLOB NOT NULL,
   entry INTEGER NOT NULL,
   position INTEGER NOT NULL,
   place INTEGER NOT NULL,
-  PRIMARY KEY (key, entry, position)
+  PRIMARY KEY (project, key, entry, position)
 ) WITHOUT ROWID;
 
 -- Index: living conversations by their branch; metadata is the number of the entry that says it.

@@ -2,8 +2,12 @@
 
 -- name: put_run
 -- Indexes a run; one that is there already keeps its end.
-INSERT INTO runs (entry, place, project, id, ended, status, surface, created_at) VALUES (?, ?, ?, ?, NULL, 0, ?, ?)
-ON CONFLICT (entry) DO UPDATE SET id = excluded.id, surface = excluded.surface, created_at = excluded.created_at;
+INSERT INTO runs (entry, place, project, ended, status, surface) VALUES (?, ?, ?, NULL, 0, ?)
+ON CONFLICT (entry) DO UPDATE SET surface = excluded.surface;
+
+-- name: put_run_id
+-- Indexes a run under its id.
+INSERT OR IGNORE INTO run_ids (project, id, entry) VALUES (?, ?, ?);
 
 -- name: end_run
 -- Notes the end of the run that starts at a place.
@@ -17,13 +21,17 @@ UPDATE runs SET ended = NULL, status = 0 WHERE entry = (SELECT entry FROM places
 -- Forgets a run whose first entry was erased.
 DELETE FROM runs WHERE entry = ?;
 
+-- name: drop_run_id
+-- Forgets an id of a run.
+DELETE FROM run_ids WHERE project = ? AND id = ? AND entry = ?;
+
 -- name: put_item
 -- Indexes an item under an id of its own.
-INSERT OR IGNORE INTO items (key, entry, position, place) VALUES (?, ?, ?, ?);
+INSERT OR IGNORE INTO items (project, key, entry, position, place) VALUES (?, ?, ?, ?, ?);
 
 -- name: drop_item
 -- Forgets one place of an item.
-DELETE FROM items WHERE key = ? AND entry = ? AND position = ?;
+DELETE FROM items WHERE project = ? AND key = ? AND entry = ? AND position = ?;
 
 -- name: put_blob_use
 -- Notes that an entry refers to a blob.
@@ -54,6 +62,10 @@ DELETE FROM conversations WHERE branch = ?;
 -- Empties the index of runs, to derive it anew.
 DELETE FROM runs;
 
+-- name: clear_run_ids
+-- Empties the index of the ids of runs, to derive it anew.
+DELETE FROM run_ids;
+
 -- name: clear_items
 -- Empties the index of items, to derive it anew.
 DELETE FROM items;
@@ -72,41 +84,42 @@ SELECT id, project FROM branches;
 
 -- name: find_run
 -- A run by its id; the latest one wins.
-SELECT r.id, b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, r.created_at, p.name
-FROM runs r JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
-WHERE r.project = (SELECT id FROM projects WHERE name = ?) AND r.id = ?
-ORDER BY r.entry DESC LIMIT 1;
+SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
+FROM run_ids i JOIN runs r ON r.entry = i.entry JOIN entries e ON e.id = r.entry
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE i.project = (SELECT id FROM projects WHERE name = ?) AND i.id = ?
+ORDER BY i.entry DESC LIMIT 1;
 
 -- name: runs_before
 -- Runs of a project older than a mark, newest first.
-SELECT r.id, b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, r.created_at, p.name
-FROM runs r JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
+FROM runs r JOIN entries e ON e.id = r.entry JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
 WHERE r.project = (SELECT id FROM projects WHERE name = ?) AND r.entry < ?
 ORDER BY r.entry DESC LIMIT ?;
 
 -- name: runs_after
 -- Runs of a project younger than a mark, oldest first.
-SELECT r.id, b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, r.created_at, p.name
-FROM runs r JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
+FROM runs r JOIN entries e ON e.id = r.entry JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
 WHERE r.project = (SELECT id FROM projects WHERE name = ?) AND r.entry > ?
 ORDER BY r.entry LIMIT ?;
 
 -- name: run_mark
 -- Where a run stands in the order of age.
-SELECT entry FROM runs WHERE project = (SELECT id FROM projects WHERE name = ?) AND id = ?
+SELECT entry FROM run_ids WHERE project = (SELECT id FROM projects WHERE name = ?) AND id = ?
 ORDER BY entry DESC LIMIT 1;
 
 -- name: open_runs
 -- All runs without a terminal entry, oldest first.
-SELECT r.id, b.name, r.place & 0xffffffff, -1, r.status, r.surface, r.created_at, p.name
-FROM runs r JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
+FROM runs r JOIN entries e ON e.id = r.entry JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
 WHERE r.ended IS NULL ORDER BY r.entry;
 
 -- name: runs_between
 -- Runs of one branch, by its places, oldest first.
-SELECT r.id, b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, r.created_at, p.name
-FROM places l CROSS JOIN runs r ON r.entry = l.entry JOIN projects p ON p.id = r.project
-JOIN branches b ON b.id = r.place >> 32
+SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
+FROM places l CROSS JOIN runs r ON r.entry = l.entry JOIN entries e ON e.id = r.entry
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
 WHERE l.place > ? AND l.place <= ? ORDER BY l.place;
 
 -- name: run_end
@@ -116,7 +129,7 @@ SELECT ended FROM runs WHERE entry = (SELECT entry FROM places WHERE place = ?);
 -- name: find_item
 -- Where an item stands; the latest place wins.
 SELECT b.name, i.place & 0xffffffff, i.position FROM items i JOIN branches b ON b.id = i.place >> 32
-WHERE i.key = ? ORDER BY i.entry DESC, i.position DESC LIMIT 1;
+WHERE i.project = (SELECT id FROM projects WHERE name = ?) AND i.key = ? ORDER BY i.entry DESC, i.position DESC LIMIT 1;
 
 -- name: find_conversation
 -- A living conversation by its id, with the entry that says its metadata; the latest one wins.

@@ -124,20 +124,12 @@ INSERT INTO sealed (run, first, last, body) VALUES (?, ?, ?, ?);
 DELETE FROM sealed WHERE run = ?;
 
 -- name: erase_sealed
--- Overwrites the packed events of a run where they stand.
-UPDATE sealed SET last = -1, body = zeroblob(length(body)) WHERE run = ?;
+-- Overwrites the packed events of a run where they stand: one byte less, so that the row cannot outgrow its page.
+UPDATE sealed SET last = -1, body = zeroblob(length(body) - 1) WHERE run = ?;
 
 -- name: drop_erased
 -- Gives the room of erased streams back.
 DELETE FROM sealed WHERE last = -1;
-
--- name: trim_padded
--- Gives back the room that shortened entries left: the kinds beyond 64 are padded.
-UPDATE entries SET kind = kind - 64, body = CAST(rtrim(CAST(body AS TEXT)) AS BLOB) WHERE kind > 64;
-
--- name: trim_erased
--- Gives back the room that erased entries left: seven bytes say all that is known of one.
-UPDATE entries SET body = substr(body, 1, 7) WHERE kind = 12 AND length(body) > 7;
 
 -- name: check_branches
 -- Branches whose entries are not as many as their head says.

@@ -1,0 +1,46 @@
+"""What all tests may ask for: one real server process with one scripted model behind it, and clients of both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from stateroom.testing.process import ServerProcess
+from tests.acceptance.modelhost import ModelHost, Seen
+
+
+@pytest.fixture(scope="session")
+def model_host() -> Iterator[ModelHost]:
+    with ModelHost() as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def stateroom_server(model_host: ModelHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Shared by all tests of this process: they must not stop it, nor expect to be alone on it."""
+    with ServerProcess(tmp_path_factory.mktemp("server") / "data", backends=(model_host.url,)) as process:
+        yield process
+
+
+@pytest.fixture
+def url(stateroom_server: ServerProcess) -> str:
+    return stateroom_server.url
+
+
+@pytest.fixture
+def seen(model_host: ModelHost) -> Seen:
+    return Seen(model_host)
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(url: str) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30) as client:
+        yield client
