@@ -7,7 +7,10 @@ once after a crash or one by one while a run goes on. That is why there is no re
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container
+from collections.abc import Container, Iterable
+from typing import Any
+
+import msgspec
 
 from stateroom import ids
 from stateroom.journal.entries import (
@@ -37,8 +40,8 @@ OPEN = "in_progress"
 VISIBLE_ENDS = frozenset({"completed", "incomplete", "cancelled"})
 """Ends after which a run's items belong to its branch. A failed run leaves nothing: its caller is to try again."""
 
-TOOL_ITEMS = frozenset({"additional_tools", "tool_search_output"})
-"""Item types that make tools callable from then on."""
+STEERING = frozenset({"additional_tools", "tool_search_output", "configuration_update"})
+"""Item types that make tools callable, or change the configuration, from then on."""
 
 
 class RunState:
@@ -142,8 +145,8 @@ class BranchState:
         self.head = -1
         self.items: list[ContextItem] = []
         """What a model sees of it, oldest first; grows at its end only."""
-        self.tool_items: list[Item] = []
-        """Those of them that bring tools along."""
+        self.steering: list[Item] = []
+        """Those of them that steer later runs: they bring tools along, or change the configuration."""
         self.open: RunState | None = None
         self.conversation = ""
         self.metadata: dict[str, str] = {}
@@ -188,13 +191,13 @@ class BranchState:
 
     def _extend(self, items: list[ContextItem]) -> None:
         self.items.extend(items)
-        self.tool_items.extend(held.item for held in items if held.item.get("type") in TOOL_ITEMS)
+        self.steering.extend(held.item for held in items if held.item.get("type") in STEERING)
 
     def erase(self, gone: Container[tuple[str, int]]) -> int:
         """Forget visible items, by id and seq; returns how many there were."""
         before = len(self.items)
         kept = [held for held in self.items if (held.id, held.seq) not in gone]
-        self.items, self.tool_items = [], []
+        self.items, self.steering = [], []
         self._extend(kept)
         return before - len(kept)
 
@@ -214,6 +217,23 @@ def identified(key: str, items: list[Item], seq: int) -> list[ContextItem]:
         for position, item in enumerate(items)
         if item.get("type") != "erased"
     ]
+
+
+def configured(settings: RunSettings, steering: Iterable[Item]) -> RunSettings:
+    """The settings with what `configuration_update` items say, as far as the caller did not say otherwise."""
+    reasoning: dict[str, Any] = {}
+    text: dict[str, Any] = {}
+    for item in steering:
+        if item.get("type") == "configuration_update":
+            reasoning.update(item.get("reasoning") or {})
+            text.update(item.get("text") or {})
+    if not reasoning and not text:
+        return settings
+    return msgspec.structs.replace(
+        settings,
+        reasoning={**reasoning, **(settings.reasoning or {})} or None,
+        text={**text, **(settings.text or {})} or None,
+    )
 
 
 def add_usage(total: Usage | None, more: Usage | None) -> Usage | None:

@@ -50,7 +50,9 @@ class Plan:
         if ref is None:
             return None
         if ref.kind == "hosted":
-            return CallShape(lambda call_id, arguments: _hosted_call(ref, name, call_id, arguments), hosted=True)
+            return CallShape(
+                lambda call_id, arguments: _hosted_call(ref, name, call_id, arguments), streams=False, hosted=True
+            )
         return CallShape(
             lambda call_id, arguments: build_call_item(ref, call_id, arguments), streams=ref.kind == "function"
         )

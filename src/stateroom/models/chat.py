@@ -154,7 +154,7 @@ class ChatBackend:
                 while (batch := await self._batch(response, decoder, wait)) is not None:
                     if batch:
                         yield batch
-                        deadline = 0.0
+                        pass
                     if decoder.failure is not None:
                         raise decoder.failure
                     wait = deadline - self._clock.monotonic() if deadline else self._idle(decoder)

@@ -29,8 +29,8 @@ RETRY_AFTER_LIMIT: Final = 3600.0
 _OVERFLOW = re.compile(
     r"exceed_context_size|context_length_exceeded|context_window_exceeded|maximum context length|context window"
     r"|(exceed|longer than|larger than|greater than|beyond)[^.]{0,60}context (length|size)"
-    r"|context (length|size)[^.]{0,40}(exceed|is only)|prompt is too long|input (is )?too long|input token count[^.]{0,40}exceed"
-    r"|max_new_tokens`? must be <=",
+    r"|context (length|size)[^.]{0,40}(exceed|is only)|input token count[^.]{0,40}exceed"
+    r"|prompt is too long|input (is )?too long|max_new_tokens`? must be <=",
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""Reads the JSON that a model was made to reply with, piece by piece: the answer's text at once, a call when whole. Pure.
+"""Reads the JSON that a model was made to reply with, piece by piece: text at once, a call when it is whole. Pure.
 
     {"answer": "text"}    {"answer": <JSON>}    {"tool": "name", "arguments": {...}}
 
@@ -63,12 +63,10 @@ class ReplyReader:
         return ""
 
     def end(self) -> tuple[str, Call | None, bool]:
-        """At the end of the reply: the text that was still held back, the call, and whether the reply is whole."""
-        if self._mode == "text":
-            return "", None, False
-        if self._mode == "json":
-            return "", None, False
-        if self._mode == "end" or (self._mode == "plain" and self._answer != "none"):
+        """At the end of the reply: the text that was still held back, the call, and whether there is either."""
+        if self._mode in ("text", "json", "end") or (self._mode == "plain" and self._answer != "none"):
+            return "", None, True
+        if not self._held.strip() and self._answer != "none":
             return "", None, True
         value, whole = _first_object(self._held)
         call = self._as_call(value)
@@ -101,18 +99,14 @@ class ReplyReader:
             found = _PIECES.match(self._held)
             assert found is not None
             piece, rest = found[0], self._held[found.end() :]
-            if not rest.startswith('"') and (high := _HIGH.search(piece)):
-                piece, rest = piece[: high.start(1)], high[1] + rest  # its other half may come
-                if high[1] == rest or _CUT_ESCAPE.fullmatch(rest.removeprefix(high[1])):
-                    self._held = rest
-                    return said + _decoded(piece)
-                piece, rest = piece + high[1], rest.removeprefix(high[1])
-            said += _decoded(piece)
-            if rest.startswith('"'):
-                self._mode, self._held = "end", ""
-                return said
             if not rest or _CUT_ESCAPE.fullmatch(rest):
+                if high := _HIGH.search(piece):  # half a character: its other half may come
+                    piece, rest = piece[: high.start(1)], high[1] + rest
                 self._held = rest
+                return said + _decoded(piece)
+            said += _decoded(piece)
+            if rest[0] == '"':
+                self._mode, self._held = "end", ""
                 return said
             said += rest[0]  # a backslash that begins no escape
             self._held = rest[1:]

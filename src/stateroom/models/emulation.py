@@ -27,7 +27,7 @@ from stateroom.models.backend import (
     ToolCallDelta,
 )
 from stateroom.models.emulated_reply import ReplyReader
-from stateroom.models.grammar_schema import Bounds, Schema, describe, fit, fit_object
+from stateroom.models.grammar_schema import UNBOUNDED, Bounds, Schema, describe, fit, fit_arguments
 
 _KEY: Final = "emulation"
 _NOT_ARGUMENTS: Final = frozenset({"type", "id", "call_id", "status", "name", "namespace", "output", "error", "extra"})
@@ -38,19 +38,19 @@ _encode = msgspec.json.Encoder().encode
 class ToolEmulation:
     """A backend whose model need not know tools, made into one that calls them."""
 
-    def __init__(self, inner: Backend, bounds: Bounds | None = None) -> None:
+    def __init__(self, inner: Backend, bounds: Bounds = UNBOUNDED) -> None:
         self.inner = inner
         self.name = inner.name
         self.can_prefill = inner.can_prefill
-        self._bounds = bounds or Bounds()
+        self._bounds = bounds
         """On the strings and lists of arguments that their schemas leave unbounded."""
 
     async def models(self) -> list[Model]:
         return await self.inner.models()
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
-        plan = _plan(call, self._bounds)
-        inner = cast("AsyncGenerator[Sequence[Delta], None]", self.inner.generate(plan.told(call)))
+        plan, told = _plan(call, self._bounds)
+        inner = cast("AsyncGenerator[Sequence[Delta], None]", self.inner.generate(told))
         async with contextlib.aclosing(inner):
             if not plan.names:
                 async for batch in inner:
@@ -60,7 +60,7 @@ class ToolEmulation:
                 yield batch
 
     async def count_tokens(self, call: ModelCall) -> tuple[int, bool]:
-        return await self.inner.count_tokens(_plan(call, self._bounds).told(call))
+        return await self.inner.count_tokens(_plan(call, self._bounds)[1])
 
     async def close(self) -> None:
         await self.inner.close()
@@ -103,21 +103,11 @@ def _ending(reader: ReplyReader, finished: Finished, plan: _Plan) -> list[Delta]
 class _Plan(msgspec.Struct, frozen=True):
     """What the inner backend is asked in the place of functions; without names there are none to be called."""
 
-    flat: _Flat
     names: frozenset[str] = frozenset()
     answer: Literal["text", "json", "none"] = "text"
     """What the model may reply other than a call."""
     tools: str = ""
     format: dict[str, Any] | None = None
-
-    def told(self, call: ModelCall) -> ModelCall:
-        told = msgspec.structs.replace(
-            call, items=self.flat.items, cache=self.flat.cache, functions=(), tool_choice="auto"
-        )
-        if self.names:
-            told.instructions = "\n\n".join([text for text in (call.instructions, self.tools) if text])
-            told.format, told.top_logprobs, told.prefill = self.format, None, ""
-        return told
 
 
 class _Flat:
@@ -143,21 +133,23 @@ class _Flat:
     def _add(self, held: ContextItem) -> None:
         item = held.item
         kind = str(item.get("type") or "message")
-        if kind.endswith("_call_output") or kind in ("function_call_output", "custom_tool_call_output"):
+        if kind.endswith("_call_output"):
             self._result(held.id, str(item.get("call_id") or ""), item.get("output"))
-        elif kind in ("function_call", "custom_tool_call") or (kind.endswith("_call") and "call_id" in item):
+        elif kind.endswith("_call") and ("call_id" in item or "output" in item):
             name = str(item.get("name") or kind.removesuffix("_call"))
             name = f"{item['namespace']}__{name}" if item.get("namespace") else name
             self.names[str(item.get("call_id") or held.id)] = name
             said = f"Called {name}({_arguments(item)})"
             self._say(held.id, "assistant", [{"type": "output_text", "text": said}])
-            if item.get("output") is not None and kind != "function_call":
+            if item.get("output") is not None:  # the server carried it out itself
                 self._result(f"{held.id}-result", str(item.get("call_id") or held.id), item["output"])
         else:
             self.items.append(held)
 
     def _result(self, item_id: str, call_id: str, output: Any) -> None:
         heading = f"Result of {self.names.get(call_id) or call_id or 'a tool'}:"
+        if isinstance(output, dict) and "type" in output:
+            output = [output]  # a single part, such as a screenshot
         if isinstance(output, list):
             self._say(item_id, "user", [{"type": "input_text", "text": heading}, *output])
             return
@@ -188,42 +180,51 @@ def _same_start(held: _Flat, items: Sequence[ContextItem]) -> bool:
     return held.consumed == 0 or items[held.consumed - 1].id == held.last
 
 
-def _plan(call: ModelCall, bounds: Bounds) -> _Plan:
-    """What to ask. An answer that has begun is gone on with as text: it cannot become a call any more."""
+def _plan(call: ModelCall, bounds: Bounds) -> tuple[_Plan, ModelCall]:
+    """What to ask, and the call that asks it.
+
+    An answer that has begun goes on as text: it cannot become a call any more.
+    """
     flat = _flattened(call)
+    told = msgspec.structs.replace(call, items=flat.items, cache=flat.cache, functions=(), tool_choice="auto")
     choice = call.tool_choice
     if not call.functions or choice == "none" or (call.prefill and choice == "auto"):
-        return _Plan(flat)
-    for functions, chosen, format, plan in flat.plans:
+        return _Plan(), told
+    plan = _known_plan(flat, call)
+    if plan is None:
+        plan = _new_plan(call, bounds)
+        flat.plans[:] = [(tuple(call.functions), choice, call.format, plan)]
+    told.instructions = "\n\n".join([text for text in (call.instructions, plan.tools) if text])
+    told.format, told.top_logprobs, told.prefill = plan.format, None, ""
+    return plan, told
+
+
+def _known_plan(flat: _Flat, call: ModelCall) -> _Plan | None:
+    """The plan of the context's last call, if it was made from the same objects."""
+    for functions, choice, format, plan in flat.plans:
         same = len(functions) == len(call.functions) and all(map(_is, functions, call.functions))
-        if same and chosen == choice and format is call.format:
+        if same and choice == call.tool_choice and format is call.format:
             return plan
-    plan = _new_plan(flat, call, bounds)
-    flat.plans[:] = [(tuple(call.functions), choice, call.format, plan)]
-    return plan
+    return None
 
 
 def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def _new_plan(flat: _Flat, call: ModelCall, bounds: Bounds) -> _Plan:
+def _new_plan(call: ModelCall, bounds: Bounds) -> _Plan:
     choice = call.tool_choice
     offered = [each for each in call.functions if isinstance(choice, str) or each.name in choice]
     if not offered:
         raise InvalidRequest("`tool_choice` names no tool of this request.", param="tool_choice")
-    arguments = {each.name: fit_object(each.parameters, bounds) for each in offered}
-    branches = [
-        _object({"tool": {"const": name}, "arguments": {**schema, "description": ""}})
-        for name, schema in arguments.items()
-    ]
+    arguments = {each.name: fit_arguments(each.parameters, bounds) for each in offered}
+    branches = [_object({"tool": {"const": name}, "arguments": schema}) for name, schema in arguments.items()]
     answer: Literal["text", "json", "none"] = "none"
     if choice == "auto":
         answer = "json" if call.format else "text"
         branches.append(_object({"answer": _answer_schema(call.format, bounds)}))
     schema = branches[0] if len(branches) == 1 else {"anyOf": branches}
     return _Plan(
-        flat,
         frozenset(arguments),
         answer,
         _explained(offered, arguments, answer),

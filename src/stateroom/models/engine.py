@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import sys
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
+from stateroom import ids
 from stateroom.errors import BackendUnavailable
 
 log = logging.getLogger("stateroom.models.engine")
@@ -28,6 +28,8 @@ START_SECONDS: Final = 120.0
 """How long loading the model may take."""
 STABLE_SECONDS: Final = 60.0
 """A child that has lived so long is started again at once when it dies."""
+RETRY_SECONDS: Final = 5.0
+"""For so long a failure to start is the answer to every request; the next one afterwards tries again."""
 BACKOFF_SECONDS: Final = 0.25
 BACKOFF_LIMIT_SECONDS: Final = 30.0
 
@@ -79,11 +81,12 @@ class EngineProcess:
         self._changed = asyncio.Condition()
         self._started: Started | None = None
         self._failure: BackendUnavailable | None = None
+        self._failed_at = 0.0
         self.starts = 0
 
     def start(self) -> None:
-        """Begin in the background, unless that has been done. A start that failed before is tried again."""
-        if self._keeper is None or self._keeper.done():
+        """Begin in the background, unless that has been done. A start that failed is tried again after a while."""
+        if self._keeper is None or (self._keeper.done() and time.monotonic() - self._failed_at > RETRY_SECONDS):
             self._failure = None
             self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
@@ -130,6 +133,7 @@ class EngineProcess:
                 await asyncio.sleep(pause)
         except BackendUnavailable as failure:
             log.error("engine.unavailable %s", failure.message)
+            self._failed_at = time.monotonic()
             await self._tell(None, failure)
 
     async def _live(self, settings: EngineSettings) -> None:
@@ -147,7 +151,7 @@ class EngineProcess:
         last_words: deque[str] = deque(maxlen=8)
         listener = asyncio.create_task(_listen(process, last_words))
         try:
-            key = secrets.token_urlsafe(24)
+            key = ids.random_padding(48)
             answer = await _ask(process, settings, key)
             if not answer.url:
                 raise _did_not_start(answer.error or " ".join(last_words))

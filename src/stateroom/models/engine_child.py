@@ -10,12 +10,15 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import time
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_HEADROOM = 2 * 1024**3
+"""Memory that the engine may take beyond what it has after loading."""
 
 
 def main() -> None:
@@ -51,11 +54,22 @@ def _serve(told: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     imported = time.monotonic()
     server = xllamacpp.Server(_parameters(xllamacpp, told))
+    _bound_memory(told["cache_mib"] * 2**20 + _HEADROOM)
     return server, {
         "url": server.listening_address,
         "import_seconds": imported - began,
         "load_seconds": time.monotonic() - imported,
     }
+
+
+def _bound_memory(more: int) -> None:
+    """Rather die and be started again than take the machine's memory, should a request drive the engine astray."""
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123  # pathlib is the heavier import
+            file.write("500")
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            taken = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
 
 
 def _parameters(xllamacpp: Any, told: dict[str, Any]) -> Any:

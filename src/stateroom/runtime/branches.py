@@ -194,10 +194,16 @@ class Branches:
             self._count(active)
 
     def erase(self, project: str, gone: frozenset[tuple[str, int]]) -> None:
-        """Forget items, by id and seq, in every branch of the project: their content was erased."""
-        for active in self._active.values():
+        """Forget items, by id and seq, in every branch of the project: their content was erased.
+
+        Ids that clients choose may stand for other items elsewhere, so whatever was touched is folded anew afterwards.
+        """
+        for active in list(self._active.values()):
             if active.project == project:
-                active.context.erase(gone, active.state.erase(gone))
+                in_context = active.state.items[: active.context.source_count]
+                active.context.erase(gone, sum((held.id, held.seq) in gone for held in in_context))
+                if active.state.erase(gone):
+                    self.forget(project, active.branch)
 
     def forget(self, project: str, branch: str) -> None:
         """Drop a branch whose content was erased; whoever has it in hand keeps it until it is done."""

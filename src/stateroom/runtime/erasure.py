@@ -53,8 +53,9 @@ class Erasure:
         run = fold_run(entries)
         await self._erase(project, row.branch, entries)
         if run is not None:
-            held = [*run.input_items(row.end), *run.output_items(row.end)]
-            self._branches.erase(project, frozenset((item.id, item.seq) for item in held))
+            # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
+            held = [*run.input_items(row.start), *run.output_items(row.start)]
+            self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
 
     async def erase_conversation(self, active: ActiveBranch) -> None:
         """Erase a conversation that the caller has taken, as far as no fork needs it."""
@@ -104,7 +105,7 @@ class Erasure:
             body = _without(entry, item_id)
             if body is not None:
                 await self._redact(active.project, branch, {entry.seq: body[0]}, body[1])
-                self._branches.erase(active.project, frozenset({(held.id, held.seq)}))
+                self._branches.erase(active.project, frozenset({(held.id, held.seq), (held.id, entry.run)}))
                 return True
         return False
 

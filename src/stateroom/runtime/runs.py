@@ -11,7 +11,7 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.context import Context
-from stateroom.agent.state import BranchState, RunState, fold_run, identified
+from stateroom.agent.state import BranchState, RunState, configured, fold_run, identified
 from stateroom.agent.steps import HOSTED_CALL
 from stateroom.blobs.hold import BlobHold
 from stateroom.errors import InvalidRequest, NotFound, StateroomError, StorageError
@@ -92,7 +92,6 @@ class Runs:
         """Start a run; returns when its first entry is durable. Raises RequestError, StorageError."""
         self.dispatcher.admit()
         settings = request.settings
-        check_format(settings)
         _, served = await self._router.find(settings.model)
         if served != settings.model:
             settings = msgspec.structs.replace(settings, served=served)
@@ -124,7 +123,10 @@ class Runs:
         if len(branch.state.items) + len(items) > self._limits.context_items:
             message = f"The context would have more than {self._limits.context_items} items (`limits.context_items`)."
             raise InvalidRequest(message, code="too_many_items", param="input")
-        plan = surface.plan(settings, [*branch.state.tool_items, *items])
+        steering = [*branch.state.steering, *items]
+        settings = configured(settings, steering)
+        check_format(settings)
+        plan = surface.plan(settings, steering)
         frames = request.stream or request.background
         started = RunStarted(
             id=ids.new_id("resp"),
@@ -155,7 +157,7 @@ class Runs:
         branch = await self._source(project, request)
         present = frozenset(held.id for held in branch.items)
         items = await self._inputs.resolve(project, request.input, present=present, hold=None)
-        plan = self._surfaces[surface].plan(request.settings, [*branch.tool_items, *items])
+        plan = self._surfaces[surface].plan(request.settings, [*branch.steering, *items])
         context = Context()
         await self._generator.extend(context, [*branch.items, *identified(ids.new_key(), items, branch.head + 1)])
         return await backend.count_tokens(build_call(request.settings, plan, model, context, stream=False))
@@ -338,7 +340,7 @@ class Runs:
         started = state.started
         surface = self._surfaces[started.surface]
         settings = await self._inputs.expand(started.settings)
-        plan = surface.plan(settings, [*branch.state.tool_items, *started.input])
+        plan = surface.plan(settings, [*branch.state.steering, *started.input])
         writer = self._branches.writer(branch)
         writer.run = state.start
         run = LiveRun(state=state, settings=settings, branch=branch, writer=writer, plan=plan, stored=True)

@@ -1,19 +1,24 @@
-"""A real server in a process of its own: started, killed, stopped in its tracks, started again on the same data."""
+"""Real processes: a server or a model server that is started, killed, stopped in its tracks, and started again."""
 
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 _URL = re.compile(r"URL\s+(http://\S+/v1)")
 _LISTENING = re.compile(r"listening on (http://\S+)")
+_PORTS: Final = range(18_000, 32_000)
+_POLL_SECONDS: Final = 0.01
 
 
 class ProcessFailed(RuntimeError):
@@ -21,7 +26,7 @@ class ProcessFailed(RuntimeError):
 
 
 class ServerProcess:
-    """`stateroom serve`, or another module that prints a banner with a URL."""
+    """`stateroom serve`, or another module that prints a banner with a URL. It keeps its port through all its lives."""
 
     def __init__(
         self,
@@ -44,30 +49,58 @@ class ServerProcess:
         self._module = module
         self.log = log or data.with_name(data.name + ".log")
         self.process: subprocess.Popen[bytes] | None = None
+        self._begin = 0
 
-    def start(self, seconds: float = 30.0) -> Self:
-        """Start it and wait for its banner. Raises ProcessFailed."""
+    def start(self, seconds: float = 30.0, *, environment: Mapping[str, str] | None = None) -> Self:
+        """Start it and wait for its banner. `environment` is for this life alone. Raises ProcessFailed."""
+        self.spawn(environment=environment)
+        return self.wait_ready(seconds)
+
+    def spawn(self, *, environment: Mapping[str, str] | None = None) -> Self:
+        """Start it and wait for nothing."""
         backends = [word for url in self._backends for word in ("--backend", url)]
         command = [
             *(sys.executable, "-m", self._module, "serve", "--port", str(self.port), "--data", str(self.data)),
             *backends,
             *self._options,
         ]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **self._environment}
+        own = {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", **self._environment, **(environment or {})}
         with self.log.open("ab") as log:
-            begin = log.tell()
+            self._begin = log.tell()
             self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **own},
+                start_new_session=True,
             )
-        found = _wait_for(_URL, self.log, begin, self.process, seconds)
-        self.url = found
-        self.port = int(found.split(":")[2].split("/")[0])
+        return self
+
+    def wait_ready(self, seconds: float = 30.0) -> Self:
+        """Wait for the banner of a process that was spawned. Raises ProcessFailed."""
+        assert self.process is not None, "not started"
+        self.url = _wait_for(_URL, self.log, self._begin, self.process, seconds)
+        self.port = int(self.url.split(":")[2].split("/")[0])
         return self
 
     @property
     def pid(self) -> int:
         assert self.process is not None, "not started"
         return self.process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status (minus the signal that killed it), None while it runs."""
+        assert self.process is not None, "not started"
+        return self.process.poll()
+
+    @property
+    def output(self) -> str:
+        """What it printed in this life."""
+        with self.log.open("rb") as file:
+            file.seek(self._begin)
+            return file.read().decode("utf-8", "replace")
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
@@ -105,17 +138,20 @@ class ServerProcess:
 
 
 class ModelProcess:
-    """The scripted model server in a process of its own."""
+    """The scripted model server in a process of its own. It keeps its port through all its lives."""
 
     def __init__(self, *options: str, log: Path) -> None:
         self._options = options
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
         self.url = ""
         """Base URL with version."""
 
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "stateroom.testing.scripted", *(self._options or ("--port", "0"))]
+    def start(self) -> Self:
+        """Start it and wait until it listens. Raises ProcessFailed."""
+        port = ("--port", str(self._port)) if self._port else ()
+        command = [sys.executable, "-m", "stateroom.testing.scripted", *self._options, *port]
         with self._log.open("ab") as log:
             begin = log.tell()
             self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and module
@@ -129,28 +165,50 @@ class ModelProcess:
         self.url = _wait_for(_LISTENING, self._log, begin, self._process, 20.0).rstrip("/")
         if not self.url.endswith("/v1"):
             self.url += "/v1"
+        self._port = int(self.url.split(":")[2].split("/")[0])
         return self
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self._process is not None, "not started"
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self if self._process is not None else self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+
+def quiet_port() -> int:
+    """A free port that no outgoing connection is given: clients that knock at a dead server cannot take it."""
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311  # nothing secret
+        with socket.socket() as tried:
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def _wait_for(pattern: re.Pattern[str], log: Path, begin: int, process: subprocess.Popen[bytes], seconds: float) -> str:
     deadline = time.monotonic() + seconds
     while True:
+        ended = process.poll() is not None
         with log.open("rb") as file:
             file.seek(begin)
             text = file.read().decode("utf-8", "replace")
         found = pattern.search(text)
-        if found:
+        if found and not ended:
             return found.group(1)
-        if process.poll() is not None:
+        if ended:
             raise ProcessFailed(f"It exited with status {process.returncode}:\n{text[-4000:]}")
         if time.monotonic() > deadline:
             process.kill()
             raise ProcessFailed(f"It was not up after {seconds:g} seconds:\n{text[-4000:]}")
-        time.sleep(0.01)
+        time.sleep(_POLL_SECONDS)

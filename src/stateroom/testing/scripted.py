@@ -191,7 +191,12 @@ class _Connection(asyncio.Protocol):
             self._error(404, f"The model `{chat.model}` does not exist.", "model_not_found")
             return
         chat.size = len(request.body)
-        self._reply(self._script.reply(chat), chat)
+        try:
+            reply = self._script.reply(chat)
+        except (ValueError, LookupError, TypeError) as error:
+            self._error(400, f"a control word that cannot be read: {error!r}")
+            return
+        self._reply(reply, chat)
 
     def _reply(self, reply: Reply, chat: ChatRequest) -> None:
         answer = Answer(reply, chat, self._owner.quirks, self._script.received)

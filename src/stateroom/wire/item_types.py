@@ -265,7 +265,9 @@ TYPES: Final[dict[str, ItemType]] = {
     "item_reference": ItemType("ref", ItemReference),
     "additional_tools": ItemType("at", AdditionalTools, {"role": "developer"}),
     "configuration_update": ItemType("cfg", ConfigurationUpdate),
-    "tool_search_call": ItemType("tsc", ToolSearchCall, {"status": "completed", "execution": "server"}),
+    "tool_search_call": ItemType(
+        "tsc", ToolSearchCall, {"status": "completed", "execution": "server", "arguments": None}
+    ),
     "tool_search_output": ItemType("tso", ToolSearchOutput, {"status": "completed", "execution": "server"}),
     "program": ItemType("prg", Program),
     "program_output": ItemType("prgo", ProgramOutput, _DONE),

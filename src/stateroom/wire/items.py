@@ -25,7 +25,7 @@ from stateroom.wire.item_types import REFUSED, TYPES
 Resolver: TypeAlias = Callable[[str, str], str | None]
 """From a content hash and a media type to a data URL; None when the bytes are gone."""
 
-_ROLES: Final = frozenset(("user", "assistant", "system", "developer"))
+_ROLES: Final = ("user", "assistant", "system", "developer")
 _TEXT_PARTS: Final = frozenset(("input_text", "output_text", "text", "summary_text", "reasoning_text"))
 _RESERVED: Final = ("blob", "media_type")
 _SOURCES: Final = {

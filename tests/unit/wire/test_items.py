@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stateroom import ids
@@ -106,6 +106,8 @@ def test_what_is_shown_is_complete(item: dict[str, Any]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["type", "role", "content", "id", "call_id", "output", "summary"]), json_values))
+@example({"role": [], "content": ""})
+@example({"role": {}, "content": "", "id": []})
 def test_nothing_but_our_errors_comes_out_of_odd_items(item: dict[str, Any]) -> None:
     for kind in (None, *TYPES):
         odd = dict(item) if kind is None else {**item, "type": kind}
@@ -119,6 +121,33 @@ def test_nothing_but_our_errors_comes_out_of_odd_items(item: dict[str, Any]) -> 
         else:
             assert refused.status == 400
             assert (refused.param or "").startswith("input[0]")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_nothing_but_our_errors_comes_out_of_damaged_items(
+    samples: dict[str, dict[str, Any]], data: st.DataObject
+) -> None:
+    item = copy.deepcopy(samples[data.draw(st.sampled_from(sorted(samples)))])
+    place: Any = item
+    while True:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        if not isinstance(place[key], dict | list) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(json_values)
+    refused: StateroomError | None = None
+    try:
+        packed = pack(item, "input[0]")
+    except StateroomError as error:
+        refused = error
+    if refused is None:
+        shown = unpack(packed, item_id(packed, KEY, 0))
+        msgspec.json.encode(shown)
+        assert unpack(pack(shown), shown["id"]) == shown
+    else:
+        assert refused.status == 400
+        assert (refused.param or "").startswith("input[0]")
 
 
 def test_a_packed_item_holds_nothing_that_can_be_derived() -> None:

@@ -1,0 +1,663 @@
+"""What every journal must do, whatever it stands on. Each case opens a fresh one and raises AssertionError.
+
+A test runs them all over its store:
+
+    @pytest.mark.parametrize("case", journal_conformance.CASES)
+    async def test_it_conforms(case, tmp_path):
+        async with journal_conformance.opened(lambda clock: open_sqlite(tmp_path / "j.db", clock=clock)) as stage:
+            await case(stage)
+
+The cases on what is derived from the entries are in `index_conformance`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
+
+from stateroom.clock import Clock
+from stateroom.errors import Fenced, HeadMoved, StorageError
+from stateroom.journal.entries import (
+    Entry,
+    Erased,
+    Frame,
+    Item,
+    ItemFinished,
+    ItemsAdded,
+    Kind,
+    Record,
+    RunEnded,
+    RunSettings,
+    RunStarted,
+    decode,
+    encode,
+    kind_of,
+)
+from stateroom.journal.store import THIS, Append, Appended, Branch, Draft, Index, Journal, Lease
+
+P: Final = "project"
+OTHER: Final = "other project"
+
+
+class Store(Journal, Index, Protocol):
+    """A journal and its index, which are one object."""
+
+
+class SetClock:
+    """A clock that stands where it is set."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+class Stage(msgspec.Struct):
+    """What a case plays on."""
+
+    store: Store
+    clock: SetClock
+
+
+Case: TypeAlias = Callable[[Stage], Awaitable[None]]
+
+
+@asynccontextmanager
+async def opened(open_store: Callable[[Clock], Store]) -> AsyncIterator[Stage]:
+    """A stage with a fresh store, closed afterwards."""
+    clock = SetClock()
+    stage = Stage(open_store(clock), clock)
+    try:
+        yield stage
+    finally:
+        await stage.store.close()
+
+
+def draft(record: Record, *, run: int = -1, at: int = 1_000) -> Draft:
+    """An entry on its way in."""
+    return Draft(kind_of(record), encode(record), at, run)
+
+
+def started(name: str, *items: Item, at: int = 1_000) -> Draft:
+    """The first entry of a run."""
+    record = RunStarted(name, RunSettings(model="m"), list(items) or [{"role": "user", "content": f"ask {name}"}])
+    return draft(record, run=THIS, at=at)
+
+
+def turn(name: str, text: str = "answer", *, at: int = 1_000) -> list[Draft]:
+    """A whole run: started, one item, ended."""
+    item = ItemFinished(0, {"role": "assistant", "content": text})
+    return [started(name, at=at), draft(item, run=THIS, at=at), draft(RunEnded("completed"), run=THIS, at=at)]
+
+
+def note(text: str, *, key: str = "", at: int = 1_000) -> Draft:
+    """An entry outside any run."""
+    return draft(ItemsAdded(key or f"key {text}", [{"role": "user", "content": text}]), at=at)
+
+
+async def begin(
+    store: Journal, branch: str, entries: Sequence[Draft] = (), *, project: str = P, **more: Any
+) -> Appended:
+    """Create a branch with these entries."""
+    return await store.append(
+        Append(project, branch, -1, entries, create=Branch(branch, project), **more),
+    )
+
+
+async def refused(error: type[StorageError], waiting: Awaitable[Any]) -> None:
+    """Assert that `waiting` raises exactly this."""
+    try:
+        answer = await waiting
+    except error as raised:
+        assert type(raised) is error, f"{type(raised).__name__} instead of {error.__name__}"
+        return
+    raise AssertionError(f"answered {answer!r} instead of {error.__name__}")
+
+
+async def texts(store: Journal, branch: str, *, project: str = P, **where: Any) -> list[str]:
+    """The notes of a branch, in order."""
+    return [said(entry) for entry in await store.read(project, branch, **where)]
+
+
+def said(entry: Entry) -> str:
+    """The text of an entry that `note` made."""
+    record = decode(entry.kind, entry.body)
+    assert isinstance(record, ItemsAdded), f"a note came back as {entry.kind}"
+    return str(record.items[0]["content"])
+
+
+# Entries and branches
+
+
+async def entries_come_back_as_they_went_in(stage: Stage) -> None:
+    drafts = turn("resp_1", "žluťoučký \x00 \u2028 😀", at=77)
+    answer = await begin(stage.store, "b", drafts)
+    assert answer == Appended(2, None)
+    read = await stage.store.read(P, "b")
+    assert [(entry.kind, entry.body, entry.at) for entry in read] == [(d.kind, d.body, d.at) for d in drafts]
+    assert [entry.seq for entry in read] == [0, 1, 2]
+    assert [entry.run for entry in read] == [0, 0, 0]
+    assert await stage.store.branch(P, "b") == Branch("b", P, head=2)
+
+
+async def this_names_the_run_that_the_append_starts(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("before")])
+    drafts = [note("first"), *turn("resp_1")]
+    await stage.store.append(Append(P, "b", 0, drafts, frames_run=THIS, frames=[Frame(0, 3, b"events")]))
+    assert [entry.run for entry in await stage.store.read(P, "b")] == [-1, -1, 2, 2, 2]
+    assert await stage.store.frames(P, "b", 2) == [Frame(0, 3, b"events")]
+    assert [entry.seq for entry in await stage.store.read(P, "b", run=2)] == [2, 3, 4]
+
+
+async def a_later_entry_names_its_run_by_seq(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("before"), started("resp_1")])
+    await stage.store.append(Append(P, "b", 1, [draft(RunEnded("failed"), run=1)]))
+    assert [entry.run for entry in await stage.store.read(P, "b")] == [-1, 1, 1]
+    row = await stage.store.run(P, "resp_1")
+    assert row is not None
+    assert (row.start, row.end, row.status) == (1, 2, "failed")
+
+
+async def an_append_that_expects_another_head_changes_nothing(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("one")])
+    for wrong in (-1, 1, 7):
+        frames = [Frame(0, 1, b"x")]
+        change = Append(P, "b", wrong, turn("resp_1"), acquire="me", frames_run=THIS, frames=frames)
+        await refused(HeadMoved, stage.store.append(change))
+    assert await texts(stage.store, "b") == ["one"]
+    assert await stage.store.run(P, "resp_1") is None
+    assert await stage.store.frames(P, "b", 1) == []
+    assert await stage.store.append(Append(P, "b", 0, [note("two")])) == Appended(1, None)
+
+
+async def a_refused_append_leaves_those_beside_it_alone(stage: Stage) -> None:
+    await begin(stage.store, "odd")
+    waiting = []
+    for number in range(40):
+        good = Append(P, f"b{number}", -1, turn(f"resp_{number}"), create=Branch(f"b{number}", P))
+        bad = Append(P, "odd", 5, turn(f"resp_bad_{number}"))
+        waiting += [stage.store.append(good), stage.store.append(bad)]
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, Appended) for outcome in outcomes[::2])
+    assert all(isinstance(outcome, HeadMoved) for outcome in outcomes[1::2])
+    assert len(await stage.store.runs(P, limit=1_000)) == 40
+    assert await stage.store.read(P, "odd") == []
+
+
+async def an_append_that_breaks_off_takes_nobody_along(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 4, b"kept")])
+    broken = [
+        Append(P, "b", 2, [Draft(Kind.RUN_STARTED, b"not json", 1, THIS)]),
+        Append(P, "b", 2, [note("x")], frames_run=0, frames=[Frame(0, 9, b"twice")]),
+    ]
+    beside = [Append(P, f"c{n}", -1, [note("fine")], create=Branch(f"c{n}", P)) for n in range(4)]
+    changes = [beside[0], broken[0], beside[1], beside[2], broken[1], beside[3]]
+    outcomes = await asyncio.gather(*[stage.store.append(change) for change in changes], return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [
+        Appended,
+        StorageError,
+        Appended,
+        Appended,
+        StorageError,
+        Appended,
+    ]
+    assert len(await stage.store.read(P, "b")) == 3
+    assert await stage.store.frames(P, "b", 0) == [Frame(0, 4, b"kept")]
+    assert [await texts(stage.store, f"c{n}") for n in range(4)] == [["fine"]] * 4
+
+
+async def appends_of_one_branch_are_committed_in_call_order(stage: Stage) -> None:
+    create = Append(P, "b", -1, [note("0")], create=Branch("b", P))
+    changes = [create, *[Append(P, "b", number - 1, [note(str(number))]) for number in range(1, 300)]]
+    answers = await asyncio.gather(*[stage.store.append(change) for change in changes])
+    assert [answer.head for answer in answers] == list(range(300))
+    assert await texts(stage.store, "b") == [str(number) for number in range(300)]
+
+
+async def an_append_without_an_expected_head_goes_to_the_end(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("one")])
+    assert (await stage.store.append(Append(P, "b", None, [note("two"), note("three")]))).head == 2
+    assert await texts(stage.store, "b") == ["one", "two", "three"]
+
+
+async def a_branch_is_created_once(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("mine")])
+    await refused(HeadMoved, begin(stage.store, "b", [note("again")]))
+    await refused(HeadMoved, begin(stage.store, "b", [note("theirs")], project=OTHER))
+    assert await texts(stage.store, "b") == ["mine"]
+    assert await stage.store.branch(OTHER, "b") is None
+
+
+async def an_append_to_a_missing_branch_is_refused(stage: Stage) -> None:
+    await refused(HeadMoved, stage.store.append(Append(P, "nowhere", -1, [note("x")])))
+    await refused(HeadMoved, stage.store.append(Append(P, "nowhere", None, frames_run=0, frames=[Frame(0, 0, b"x")])))
+    assert await stage.store.branch(P, "nowhere") is None
+    assert await stage.store.read(P, "nowhere") == []
+
+
+async def reads_are_bounded_by_after_and_upto(stage: Stage) -> None:
+    await begin(stage.store, "b", [note(str(number)) for number in range(10)])
+    assert await texts(stage.store, "b", after=6) == ["7", "8", "9"]
+    assert await texts(stage.store, "b", upto=2) == ["0", "1", "2"]
+    assert await texts(stage.store, "b", after=3, upto=5) == ["4", "5"]
+    assert await texts(stage.store, "b", after=5, upto=5) == []
+    assert await texts(stage.store, "b", after=8, upto=99) == ["9"]
+    assert await texts(stage.store, "b", after=99) == []
+
+
+async def a_long_branch_is_read_whole(stage: Stage) -> None:
+    await begin(stage.store, "b", [started("resp_1"), *[draft(_outcome(n), run=THIS) for n in range(1_500)]])
+    child = Branch("c", P, "b", 1_499)
+    await stage.store.append(Append(P, "c", 1_499, [note("end")], create=child))
+    assert [entry.seq for entry in await stage.store.read(P, "b")] == list(range(1_501))
+    assert [entry.seq for entry in await stage.store.read(P, "b", run=0, after=3)] == list(range(4, 1_501))
+    assert [entry.seq for entry in await stage.store.read(P, "c", after=100)] == list(range(101, 1_501))
+
+
+async def large_bodies_come_back_whole(stage: Stage) -> None:
+    sizes = [1, 900, 1_100, 4_000, 5_000, 70_000, 3_000_000]
+    await begin(stage.store, "b", [note("x" * size) for size in sizes])
+    assert [len(text) for text in await texts(stage.store, "b")] == sizes
+
+
+# Forks
+
+
+async def a_fork_shares_its_parent_up_to_the_fork_point(stage: Stage) -> None:
+    await begin(stage.store, "b", [note(str(number)) for number in range(4)])
+    child = Branch("c", P, "b", 1)
+    answer = await stage.store.append(Append(P, "c", 1, [note("c2"), note("c3")], create=child))
+    assert answer.head == 3
+    await stage.store.append(Append(P, "b", 3, [note("4")]))
+    assert await texts(stage.store, "c") == ["0", "1", "c2", "c3"]
+    assert await texts(stage.store, "b") == ["0", "1", "2", "3", "4"]
+    assert [entry.seq for entry in await stage.store.read(P, "c", after=0, upto=2)] == [1, 2]
+    assert await stage.store.branch(P, "c") == Branch("c", P, "b", 1, 3)
+
+
+async def a_fork_may_stand_empty(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("0"), note("1")])
+    assert (await stage.store.append(Append(P, "c", 0, create=Branch("c", P, "b", 0)))).head == 0
+    assert (await stage.store.append(Append(P, "d", -1, create=Branch("d", P, "b", -1)))).head == -1
+    assert await texts(stage.store, "c") == ["0"]
+    assert await texts(stage.store, "d") == []
+    await stage.store.append(Append(P, "d", -1, [note("d0")]))
+    assert await texts(stage.store, "d") == ["d0"]
+
+
+async def a_fork_of_a_fork_reads_through_all_ancestors(stage: Stage) -> None:
+    await begin(stage.store, "a", [note(f"a{n}") for n in range(5)])
+    await stage.store.append(Append(P, "b", 3, [note("b4"), note("b5")], create=Branch("b", P, "a", 3)))
+    await stage.store.append(Append(P, "c", 4, [note("c5")], create=Branch("c", P, "b", 4)))
+    # Forked where its parent itself still shares the grandparent's entries.
+    await stage.store.append(Append(P, "d", 1, [note("d2")], create=Branch("d", P, "b", 1)))
+    assert await texts(stage.store, "c") == ["a0", "a1", "a2", "a3", "b4", "c5"]
+    assert await texts(stage.store, "d") == ["a0", "a1", "d2"]
+    assert await texts(stage.store, "c", after=2, upto=4) == ["a3", "b4"]
+
+
+async def a_fork_needs_a_parent_that_reaches_so_far(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("0")])
+    await begin(stage.store, "foreign", [note("0")], project=OTHER)
+    for parent, seq in (("b", 1), ("nowhere", 0), ("foreign", 0)):
+        change = Append(P, "c", seq, [note("c")], create=Branch("c", P, parent, seq))
+        await refused(HeadMoved, stage.store.append(change))
+    assert await stage.store.branch(P, "c") is None
+
+
+async def a_forks_runs_are_its_own(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"))
+    await stage.store.append(Append(P, "c", 2, turn("resp_2"), create=Branch("c", P, "b", 2)))
+    assert [entry.seq for entry in await stage.store.read(P, "c", run=3)] == [3, 4, 5]
+    assert await stage.store.read(P, "c", run=0) == []
+    assert [row.id for row in await stage.store.runs_on(P, "c")] == ["resp_2"]
+
+
+# Leases
+
+
+async def a_lease_keeps_others_out(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [note("0")], acquire="me")
+    assert mine.lease == Lease("b", 1)
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 0, [note("x")], acquire="you")))
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 0, [note("x")])))
+    answer = await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease))
+    assert answer == Appended(1, mine.lease)
+    assert await texts(stage.store, "b") == ["0", "1"]
+
+
+async def a_released_lease_is_free_and_void(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [note("0")], acquire="me")
+    assert await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease, release=True)) == Appended(1, None)
+    await refused(Fenced, stage.store.append(Append(P, "b", 1, [note("x")], lease=mine.lease)))
+    yours = await stage.store.append(Append(P, "b", 1, acquire="you"))
+    assert yours == Appended(1, Lease("b", 2))
+    assert await texts(stage.store, "b") == ["0", "1"]
+
+
+async def a_lease_taken_and_released_at_once_leaves_the_branch_free(stage: Stage) -> None:
+    assert (await begin(stage.store, "b", [note("0")], acquire="me", release=True)).lease is None
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")], acquire="you", release=True))).lease is None
+    assert (await stage.store.append(Append(P, "b", 1, [note("2")]))).head == 2
+
+
+async def an_expired_lease_can_be_taken_and_fences_its_holder(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [started("resp_1")], acquire="me", lease_seconds=10)
+    stage.clock.time += 9.9
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 0, acquire="you")))
+    stage.clock.time += 0.2
+    yours = await stage.store.append(Append(P, "b", 0, acquire="you"))
+    assert yours.lease == Lease("b", 2)
+    frames = [Frame(0, 2, b"late")]
+    await refused(Fenced, stage.store.append(Append(P, "b", 0, [note("late")], lease=mine.lease)))
+    await refused(Fenced, stage.store.append(Append(P, "b", None, lease=mine.lease, frames_run=0, frames=frames)))
+    await refused(Fenced, stage.store.append(Append(P, "b", 0, lease=mine.lease, release=True)))
+    assert await stage.store.renew([Lease("b", 1)], 10) == []
+    assert len(await stage.store.read(P, "b")) == 1
+    assert await stage.store.frames(P, "b", 0) == []
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=yours.lease))).head == 1
+
+
+async def an_expired_lease_that_nobody_took_still_writes(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [note("0")], acquire="me", lease_seconds=1)
+    stage.clock.time += 60
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease, lease_seconds=10))).head == 1
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 1, acquire="you")))
+
+
+async def a_holder_may_take_its_lease_anew(stage: Stage) -> None:
+    first = await begin(stage.store, "b", [note("0")], acquire="me")
+    second = await stage.store.append(Append(P, "b", 0, acquire="me"))
+    assert second.lease == Lease("b", 2)
+    await refused(Fenced, stage.store.append(Append(P, "b", 0, [note("x")], lease=first.lease)))
+
+
+async def renewal_extends_what_is_still_held(stage: Stage) -> None:
+    leases = []
+    for name in ("b", "c", "d"):
+        answer = await begin(stage.store, name, [note("0")], acquire="me", lease_seconds=5)
+        assert answer.lease is not None
+        leases.append(answer.lease)
+    await stage.store.append(Append(P, "c", 0, lease=leases[1], release=True))
+    kept = await stage.store.renew([*leases, Lease("nowhere", 1), Lease("d", 7)], 60)
+    assert list(kept) == [leases[0], leases[2]]
+    stage.clock.time += 30
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 0, acquire="you")))
+    stage.clock.time += 31
+    assert (await stage.store.append(Append(P, "b", 0, acquire="you"))).lease == Lease("b", 2)
+
+
+async def a_holder_that_expects_the_wrong_head_is_told_so(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [note("0")], acquire="me")
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 3, [note("x")], lease=mine.lease)))
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 3, lease=mine.lease, release=True)))
+    frames = [Frame(0, 1, b"x")]
+    await refused(HeadMoved, stage.store.append(Append(P, "b", 3, lease=mine.lease, frames_run=0, frames=frames)))
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease))).head == 1
+
+
+# Frames
+
+
+async def frames_are_kept_in_order_and_read_from_anywhere(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [started("resp_1")], acquire="me")
+    for first in range(0, 30, 3):
+        frame = Frame(first, first + 2, b"%d" % first)
+        answer = await stage.store.append(Append(P, "b", None, lease=mine.lease, frames_run=0, frames=[frame]))
+        assert answer == Appended(0, mine.lease)
+    assert [frame.first for frame in await stage.store.frames(P, "b", 0)] == list(range(0, 30, 3))
+    assert [frame.first for frame in await stage.store.frames(P, "b", 0, after=13)] == [12, 15, 18, 21, 24, 27]
+    assert [frame.first for frame in await stage.store.frames(P, "b", 0, after=14)] == [15, 18, 21, 24, 27]
+    assert await stage.store.frames(P, "b", 0, after=29) == []
+    assert await stage.store.frames(P, "b", 1) == []
+
+
+async def many_frames_are_read_whole(stage: Stage) -> None:
+    frames = [Frame(number, number, b"x") for number in range(700)]
+    await begin(stage.store, "b", [started("resp_1")], frames_run=THIS, frames=frames)
+    assert await stage.store.frames(P, "b", 0) == frames
+    assert await stage.store.frames(P, "b", 0, after=100) == frames[101:]
+
+
+async def sealing_replaces_all_frames_by_one(stage: Stage) -> None:
+    parts = [Frame(n, n, b'event: x\ndata: {"n":%d}\n\n' % n) for n in range(50)]
+    mine = await begin(stage.store, "b", [started("resp_1")], acquire="me", frames_run=THIS, frames=parts)
+    whole = Frame(0, 60, b"".join([part.body for part in parts]) + bytes(range(256)) * 300)
+    ended = [draft(RunEnded("completed"), run=0)]
+    change = Append(P, "b", 0, ended, lease=mine.lease, release=True, frames_run=0, frames=[whole], seal=True)
+    await stage.store.append(change)
+    assert await stage.store.frames(P, "b", 0) == [whole]
+    assert await stage.store.frames(P, "b", 0, after=59) == [whole]
+    assert await stage.store.frames(P, "b", 0, after=60) == []
+
+
+async def sealing_with_nothing_drops_the_frames(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"x")], seal=True)
+    await stage.store.append(Append(P, "b", None, frames_run=0, seal=True))
+    assert await stage.store.frames(P, "b", 0) == []
+    assert len(await stage.store.read(P, "b")) == 3
+
+
+async def frames_may_be_dropped_while_another_run_holds_the_branch(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"x")], seal=True)
+    mine = await stage.store.append(Append(P, "b", 2, [started("resp_2")], acquire="me"))
+    await stage.store.append(Append(P, "b", None, frames_run=0, seal=True))
+    assert await stage.store.frames(P, "b", 0) == []
+    assert (await stage.store.append(Append(P, "b", 3, [note("x")], lease=mine.lease))).head == 4
+
+
+# Redaction
+
+
+async def redacted_bodies_replace_the_old_ones(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("zero"), note("one, which is long"), note("two")])
+    short, long = encode(ItemsAdded("k", [])), encode(ItemsAdded("k", [{"role": "user", "content": "longer" * 50}]))
+    await stage.store.redact(P, "b", {0: long, 1: short}, at=5)
+    read = await stage.store.read(P, "b")
+    assert [entry.body for entry in read[:2]] == [long, short]
+    assert [entry.kind for entry in read] == [Kind.ITEMS_ADDED] * 3
+    assert said(read[2]) == "two"
+
+
+async def an_erased_entry_keeps_its_place_and_nothing_else(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("zero", at=3), *turn("resp_1", at=4)])
+    await stage.store.redact(P, "b", {0: None, 1: None, 2: None, 3: None}, at=1_234_567_890_123)
+    read = await stage.store.read(P, "b")
+    assert [(entry.seq, entry.kind, entry.run, entry.at) for entry in read] == [
+        (0, Kind.ERASED, -1, 3),
+        (1, Kind.ERASED, 1, 4),
+        (2, Kind.ERASED, 1, 4),
+        (3, Kind.ERASED, 1, 4),
+    ]
+    was = [Kind.ITEMS_ADDED, Kind.RUN_STARTED, Kind.ITEM_FINISHED, Kind.RUN_ENDED]
+    assert [decode(entry.kind, entry.body) for entry in read] == [Erased(str(kind), 1_234_567_890_123) for kind in was]
+    assert (await stage.store.append(Append(P, "b", 3, [note("on")]))).head == 4
+
+
+async def what_is_erased_stays_erased(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("zero")])
+    await stage.store.redact(P, "b", {0: None}, at=5)
+    before = await stage.store.read(P, "b")
+    await stage.store.redact(P, "b", {0: None}, at=6)
+    await stage.store.redact(P, "b", {0: encode(ItemsAdded("k", []))}, at=7)
+    assert await stage.store.read(P, "b") == before
+
+
+async def redaction_reaches_own_entries_only(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("0"), note("1")])
+    await stage.store.append(Append(P, "c", 1, [note("c2")], create=Branch("c", P, "b", 1)))
+    await stage.store.redact(P, "c", {0: None, 2: None, 9: None}, at=5)
+    await stage.store.redact(OTHER, "b", {0: None}, at=5)
+    await stage.store.redact(P, "nowhere", {0: None}, at=5)
+    assert await texts(stage.store, "b") == ["0", "1"]
+    assert [entry.kind for entry in await stage.store.read(P, "c")] == [Kind.ITEMS_ADDED, Kind.ITEMS_ADDED, Kind.ERASED]
+
+
+async def a_redaction_with_a_body_of_another_kind_is_refused(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("0"), note("1")])
+    await refused(StorageError, stage.store.redact(P, "b", {0: None, 1: b"{"}, at=5))
+    assert await texts(stage.store, "b") == ["0", "1"]
+
+
+async def erasing_an_entry_of_a_run_takes_its_frames(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"sealed" * 9)], seal=True)
+    await stage.store.append(Append(P, "b", 2, turn("resp_2"), frames_run=THIS, frames=[Frame(0, 9, b"open")]))
+    await stage.store.append(Append(P, "b", 5, turn("resp_3"), frames_run=THIS, frames=[Frame(0, 9, b"kept")]))
+    await stage.store.redact(P, "b", {0: None, 4: None, 6: encode(RunStarted("resp_3", RunSettings(), []))}, at=5)
+    assert await stage.store.frames(P, "b", 0) == []
+    assert await stage.store.frames(P, "b", 3) == []
+    assert await stage.store.frames(P, "b", 6) == [Frame(0, 9, b"kept")]
+
+
+async def a_redaction_does_not_need_the_lease(stage: Stage) -> None:
+    mine = await begin(stage.store, "b", [note("0")], acquire="me")
+    await stage.store.redact(P, "b", {0: None}, at=5)
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease))).head == 1
+
+
+# Isolation, mistakes, the end
+
+
+async def another_project_sees_and_changes_nothing(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 1, b"x")])
+    assert await stage.store.branch(OTHER, "b") is None
+    assert await stage.store.read(OTHER, "b") == []
+    assert await stage.store.read(OTHER, "b", run=0) == []
+    assert await stage.store.frames(OTHER, "b", 0) == []
+    assert await stage.store.runs_on(OTHER, "b") == []
+    await refused(HeadMoved, stage.store.append(Append(OTHER, "b", 2, [note("x")])))
+    await refused(HeadMoved, stage.store.append(Append(OTHER, "b", None, frames_run=0, seal=True)))
+    assert len(await stage.store.read(P, "b")) == 3
+    assert await stage.store.frames(P, "b", 0) == [Frame(0, 1, b"x")]
+
+
+async def a_malformed_append_is_refused_whole(stage: Stage) -> None:
+    await begin(stage.store, "b", [note("0")])
+    frame = Frame(0, 1, b"x")
+    for change in (
+        Append(P, "b", 0, [draft(RunEnded("completed"), run=THIS)]),
+        Append(P, "b", 0, [note("x")], frames_run=THIS, frames=[frame]),
+        Append(P, "b", 0, [note("x")], frames=[frame]),
+        Append(P, "b", 0, [note("x")], seal=True),
+        Append(P, "b", 0, [note("x")], frames_run=0, frames=[frame, Frame(2, 3, b"y")], seal=True),
+        Append(P, "b", 0, [note("x")], lease=Lease("c", 1)),
+        Append(P, "c", -1, [note("x")], create=Branch("d", P)),
+        Append(P, "c", -1, [note("x")], create=Branch("c", OTHER)),
+        Append(P, "c", -1, [note("x")], create=Branch("c", P), lease=Lease("c", 0)),
+        Append(P, "c", 3, [note("x")], create=Branch("c", P, "", 3)),
+        Append(P, "c", -2, [note("x")], create=Branch("c", P, "b", -2)),
+    ):
+        await refused(StorageError, stage.store.append(change))
+    assert await texts(stage.store, "b") == ["0"]
+    assert await stage.store.branch(P, "c") is None
+
+
+async def strange_names_are_names(stage: Stage) -> None:
+    for number, name in enumerate(("", "'; DROP TABLE entries; --", "\x00", "x" * 10_000, "b%_", "ž")):
+        await begin(stage.store, f"b{name}", [note(name, key=f"k{name}"), *turn(f"r{name}")], project=f"p{name}")
+        assert await texts(stage.store, f"b{name}", project=f"p{name}", upto=0) == [name]
+        row = await stage.store.run(f"p{name}", f"r{name}")
+        assert row is not None
+        assert row.branch == f"b{name}"
+        item = await stage.store.item(f"p{name}", f"k{name}")
+        assert item is not None, f"name {number} has no item"
+
+
+async def a_cancelled_wait_does_not_undo_an_append(stage: Stage) -> None:
+    async def wait() -> Appended:
+        return await stage.store.append(Append(P, "b", -1, [note("0")], create=Branch("b", P)))
+
+    task = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (await stage.store.append(Append(P, "b", 0, [note("1")]))).head == 1
+    assert await texts(stage.store, "b") == ["0", "1"]
+
+
+async def closing_finishes_what_was_handed_in(stage: Stage) -> None:
+    waiting = [
+        asyncio.ensure_future(begin(stage.store, f"b{number}", turn(f"resp_{number}"))) for number in range(50)
+    ]
+    await asyncio.sleep(0)
+    await stage.store.close()
+    assert [answer.head for answer in await asyncio.gather(*waiting)] == [2] * 50
+    await stage.store.close()
+
+
+async def a_closed_store_refuses_everything(stage: Stage) -> None:
+    await begin(stage.store, "b", turn("resp_1"))
+    await stage.store.close()
+    await refused(StorageError, begin(stage.store, "c"))
+    await refused(StorageError, stage.store.renew([Lease("b", 1)], 5))
+    await refused(StorageError, stage.store.redact(P, "b", {0: None}, at=1))
+    await refused(StorageError, stage.store.read(P, "b"))
+    await refused(StorageError, stage.store.branch(P, "b"))
+    await refused(StorageError, stage.store.frames(P, "b", 0))
+    await refused(StorageError, stage.store.rebuild())
+    await refused(StorageError, stage.store.run(P, "resp_1"))
+    await refused(StorageError, stage.store.open_runs())
+    await refused(StorageError, stage.store.blob_in_use("x"))
+
+
+def _outcome(number: int) -> Record:
+    return ItemFinished(number, {"role": "assistant", "content": str(number)})
+
+
+CASES: Final[tuple[Case, ...]] = (
+    entries_come_back_as_they_went_in,
+    this_names_the_run_that_the_append_starts,
+    a_later_entry_names_its_run_by_seq,
+    an_append_that_expects_another_head_changes_nothing,
+    a_refused_append_leaves_those_beside_it_alone,
+    an_append_that_breaks_off_takes_nobody_along,
+    appends_of_one_branch_are_committed_in_call_order,
+    an_append_without_an_expected_head_goes_to_the_end,
+    a_branch_is_created_once,
+    an_append_to_a_missing_branch_is_refused,
+    reads_are_bounded_by_after_and_upto,
+    a_long_branch_is_read_whole,
+    large_bodies_come_back_whole,
+    a_fork_shares_its_parent_up_to_the_fork_point,
+    a_fork_may_stand_empty,
+    a_fork_of_a_fork_reads_through_all_ancestors,
+    a_fork_needs_a_parent_that_reaches_so_far,
+    a_forks_runs_are_its_own,
+    a_lease_keeps_others_out,
+    a_released_lease_is_free_and_void,
+    a_lease_taken_and_released_at_once_leaves_the_branch_free,
+    an_expired_lease_can_be_taken_and_fences_its_holder,
+    an_expired_lease_that_nobody_took_still_writes,
+    a_holder_may_take_its_lease_anew,
+    renewal_extends_what_is_still_held,
+    a_holder_that_expects_the_wrong_head_is_told_so,
+    frames_are_kept_in_order_and_read_from_anywhere,
+    many_frames_are_read_whole,
+    sealing_replaces_all_frames_by_one,
+    sealing_with_nothing_drops_the_frames,
+    frames_may_be_dropped_while_another_run_holds_the_branch,
+    redacted_bodies_replace_the_old_ones,
+    an_erased_entry_keeps_its_place_and_nothing_else,
+    what_is_erased_stays_erased,
+    redaction_reaches_own_entries_only,
+    a_redaction_with_a_body_of_another_kind_is_refused,
+    erasing_an_entry_of_a_run_takes_its_frames,
+    a_redaction_does_not_need_the_lease,
+    another_project_sees_and_changes_nothing,
+    a_malformed_append_is_refused_whole,
+    strange_names_are_names,
+    a_cancelled_wait_does_not_undo_an_append,
+    closing_finishes_what_was_handed_in,
+    a_closed_store_refuses_everything,
+)

@@ -1,0 +1,159 @@
+"""Dying at exact points: a journal that sends its own process SIGKILL when a chosen moment has come for the n-th time.
+
+Only test programs wire it in. What to die of is said as `POINT:N`, in the environment variable STATEROOM_TEST_KILL_AT
+or as a line written to the FIFO that STATEROOM_TEST_KILL_FIFO names, which arms a server that is running already.
+
+Around the COMMIT of the journal's writer thread there are `before_X` and `after_X`, where X is `commit` (every one) or
+what is in that commit: start, item, intent, outcome, end, items, conversation, deletion, frames, take_up (recovery
+taking a run), redact. On the event loop there are `publish` (a batch of events was given to the readers, who have not
+been woken yet), `sent` (they have), and `mid_stream` (publish, of neither the first nor the last batch of a run). The
+tools of probe_server.py add `before_effect`, `mid_effect` and `after_effect`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from stateroom.journal.entries import Kind
+from stateroom.journal.sqlite import SqliteJournal, _Redaction
+from stateroom.journal.store import Append, Appended
+
+KILL_AT: Final = "STATEROOM_TEST_KILL_AT"
+KILL_FIFO: Final = "STATEROOM_TEST_KILL_FIFO"
+
+_MARKS: Final[dict[str, str]] = {
+    Kind.RUN_STARTED: "start",
+    Kind.ITEM_FINISHED: "item",
+    Kind.TOOL_INTENT: "intent",
+    Kind.TOOL_OUTCOME: "outcome",
+    Kind.RUN_ENDED: "end",
+    Kind.ITEMS_ADDED: "items",
+    Kind.CONVERSATION_CREATED: "conversation",
+    Kind.CONVERSATION_UPDATED: "conversation",
+    Kind.CONVERSATION_DELETED: "deletion",
+}
+_OWN_MARKS: Final = ("commit", *dict.fromkeys(_MARKS.values()), "frames", "take_up", "redact")
+
+POINTS: Final = (
+    *(f"{side}_{mark}" for mark in _OWN_MARKS for side in ("before", "after")),
+    *("publish", "sent", "mid_stream", "before_effect", "mid_effect", "after_effect"),
+)
+"""Every point there is."""
+
+_SENT_SECONDS: Final = 0.002
+"""After this long the readers of a published batch have been woken and have written it to their sockets."""
+
+
+class KillPoints:
+    """Which point this process is to die at, and how often it has been passed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._point = ""
+        self._left = 0
+
+    def arm(self, spec: str) -> None:
+        """Die at the n-th passing of a point from now on, given as `POINT:N`; '' disarms. Raises ValueError."""
+        point, _, count = spec.partition(":")
+        if point and point not in POINTS:
+            raise ValueError(f"{point!r} is not a kill point: {', '.join(POINTS)}")
+        with self._lock:
+            self._point, self._left = point, int(count or 1)
+
+    def listen(self, fifo: Path) -> None:
+        """Let others arm it through a FIFO, one spec a line."""
+        descriptor = os.open(fifo, os.O_RDWR)  # both ways, so that it never reads as ended
+        threading.Thread(target=self._read, args=(descriptor,), name="kill points", daemon=True).start()
+
+    def _read(self, descriptor: int) -> None:
+        with os.fdopen(descriptor) as lines:
+            for line in lines:
+                self.arm(line.strip())
+
+    def reach(self, point: str) -> None:
+        """Pass a point; does not return when it was the one."""
+        if point != self._point:
+            return
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+                threading.Event().wait()
+
+
+def from_environment() -> KillPoints:
+    """Kill points as the environment wants them."""
+    points = KillPoints()
+    points.arm(os.environ.get(KILL_AT, ""))
+    if fifo := os.environ.get(KILL_FIFO):
+        points.listen(Path(fifo))
+    return points
+
+
+class MortalJournal(SqliteJournal):
+    """The journal on SQLite, passing kill points. Made of an open one by `make_mortal`."""
+
+    points: KillPoints
+    marks: tuple[str, ...] = ()
+    """What is in the transaction that is under way."""
+
+    def append(self, change: Append) -> asyncio.Future[Appended]:
+        future = super().append(change)
+        if change.frames:
+            # Callbacks run in the order they were added: this one comes before that of whoever publishes the frames.
+            future.add_done_callback(lambda done: self._committed(done, change))
+        return future
+
+    def _committed(self, done: asyncio.Future[Appended], change: Append) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        loop = done.get_loop()
+        loop.call_soon(self.points.reach, "publish")
+        loop.call_later(_SENT_SECONDS, self.points.reach, "sent")
+        if not change.release and change.frames[0].first > 0:
+            loop.call_soon(self.points.reach, "mid_stream")
+
+    def _transact(self, requests: Sequence[Any]) -> list[Any]:
+        self.marks = tuple({"commit": None, **{mark: None for request in requests for mark in _marks_of(request)}})
+        return super()._transact(requests)
+
+
+def make_mortal(journal: SqliteJournal, points: KillPoints) -> SqliteJournal:
+    """Have an open journal pass these points."""
+    journal.__class__ = MortalJournal
+    assert isinstance(journal, MortalJournal)
+    journal.points = points
+    execute = journal._execute
+
+    def execute_mortally(*given: Any, **options: Any) -> Any:
+        if given[0] != "COMMIT":
+            return execute(*given, **options)
+        for mark in journal.marks:
+            points.reach(f"before_{mark}")
+        cursor = execute(*given, **options)
+        for mark in journal.marks:
+            points.reach(f"after_{mark}")
+        return cursor
+
+    journal._execute = execute_mortally
+    return journal
+
+
+def _marks_of(request: Any) -> list[str]:
+    if isinstance(request, _Redaction):
+        return ["redact"]
+    if not isinstance(request, Append):
+        return []
+    found = [_MARKS[draft.kind] for draft in request.entries if draft.kind in _MARKS]
+    if request.frames and not request.seal:
+        found.append("frames")
+    abandons = all(draft.kind == Kind.ITEM_ABANDONED for draft in request.entries)
+    if request.acquire and request.create is None and not request.release and abandons:
+        found.append("take_up")
+    return found

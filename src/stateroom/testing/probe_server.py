@@ -1,0 +1,95 @@
+"""`stateroom serve` with tools whose effects can be counted, and with ways to die: for crash tests, never for users.
+
+    python -m stateroom.testing.probe_server serve [the options of `stateroom serve`]
+
+The tools `stateroom:probe_effect`, `stateroom:probe_idempotent` and `stateroom:probe_read` offer the functions
+`probe_effect`, `probe_idempotent` and `probe_read`. Each call takes `delay_ms` and writes two lines to the file that
+STATEROOM_TEST_EFFECTS names, `begin RUN CALL ATTEMPT` and `end RUN CALL ATTEMPT`, before and after that delay. For ways
+to die see kill_points.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from stateroom import app
+from stateroom.cli.main import main as run_command_line
+from stateroom.journal.entries import Effect
+from stateroom.testing.kill_points import KillPoints, from_environment, make_mortal
+from stateroom.tools.tool import HostedFunction, Tool, ToolCall, ToolResult
+
+EFFECTS: Final = "STATEROOM_TEST_EFFECTS"
+
+_PARAMETERS: Final = {
+    "type": "object",
+    "properties": {"token": {"type": "string"}, "delay_ms": {"type": "integer"}},
+    "required": ["token"],
+}
+
+
+class _Arguments(msgspec.Struct):
+    token: str = ""
+    delay_ms: int = 0
+
+
+class ProbeTool:
+    """A hosted tool that leaves two lines in a file for each time it is carried out."""
+
+    def __init__(self, effect: Effect, points: KillPoints, file: str) -> None:
+        name = f"probe_{effect.value}"
+        self.type = f"stateroom:{name}"
+        self._function = HostedFunction(name, f"A call of kind {effect.value}, to be counted.", dict(_PARAMETERS))
+        self._effect = effect
+        self._points = points
+        self._file = file
+
+    @property
+    def function(self) -> HostedFunction:
+        return self._function
+
+    def effect(self, call: ToolCall) -> Effect:
+        return self._effect
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        asked = msgspec.json.decode(call.arguments, type=_Arguments)
+        self._points.reach("before_effect")
+        self._note("begin", call)
+        self._points.reach("mid_effect")
+        await asyncio.sleep(asked.delay_ms / 1000)
+        self._note("end", call)
+        self._points.reach("after_effect")
+        return ToolResult(f"did {asked.token}")
+
+    def _note(self, what: str, call: ToolCall) -> None:
+        """One write to the end of the file: it is there once the call returns, whatever happens to this process."""
+        if not self._file:
+            return
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, f"{what} {call.run_id} {call.call_id} {call.attempt}\n".encode())
+        finally:
+            os.close(descriptor)
+
+
+def probe_tools(points: KillPoints, file: str) -> Sequence[Tool]:
+    """One tool of each kind."""
+    return [ProbeTool(effect, points, file) for effect in Effect]
+
+
+def main() -> None:
+    """The command line of `stateroom`, with what is needed here wired into the server."""
+    points = from_environment()
+    tools = probe_tools(points, os.environ.get(EFFECTS, ""))
+    wired = partial(app.serve, tools=tools, wrap_journal=lambda journal: make_mortal(journal, points))
+    app.serve = wired  # the command calls what this name stands for
+    run_command_line()
+
+
+if __name__ == "__main__":
+    main()
