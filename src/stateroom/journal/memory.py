@@ -273,8 +273,7 @@ class MemoryJournal:
                 continue
             old = entries[seq - first]
             if body is None:
-                if old.kind == Kind.RUN_STARTED:
-                    erased_runs.append(seq)
+                erased_runs.append(seq if old.kind == Kind.RUN_STARTED else old.run)
                 entries[seq - first] = Entry(seq, Kind.ERASED, old.run, old.at, encode(Erased(old.kind, at)))
             else:
                 index_changes(seq, old.kind, old.at, old.run, body)

@@ -103,9 +103,10 @@ class Ledger:
             if old.kind != Kind.ERASED:
                 new = self._change_entry(number, old, len(columns[-1]), body, at)
                 self._index.replace(line.id, line.project, number, old, new)
-                if body is None and old.kind == Kind.RUN_STARTED:
-                    self._do("drop_frames", (place,))
-                    self._do("erase_sealed", (place,))
+                if body is None:
+                    started = place_of(line.id, old.run if old.kind != Kind.RUN_STARTED else seq)
+                    self._do("drop_frames", (started,))
+                    self._do("erase_sealed", (started,))
 
     def rebuild(self) -> None:
         """Derive the whole index anew."""

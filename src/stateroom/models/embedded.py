@@ -1,4 +1,4 @@
-"""The embedded model: a backend without a model server, so that a fresh install answers. A smoke test, no more than that.
+"""The embedded model: a backend without a model server, so that a fresh install answers. A smoke test, nothing more.
 
 Weights come from `models.weights`, the process that holds them from `models.engine`, the dialect from `models.chat`,
 tool calls from `models.emulation`. Here is what is this model's own: its limits, its defaults and its restarts.

@@ -131,7 +131,8 @@ class EngineProcess:
                 lived = time.monotonic() - began
                 pause = 0.0 if lived > STABLE_SECONDS else min(BACKOFF_LIMIT_SECONDS, pause * 2 or BACKOFF_SECONDS)
                 await asyncio.sleep(pause)
-        except BackendUnavailable as failure:
+        except Exception as error:  # whatever it is, those who wait for the engine have to hear of it
+            failure = error if isinstance(error, BackendUnavailable) else _did_not_start(repr(error))
             log.error("engine.unavailable %s", failure.message)
             self._failed_at = time.monotonic()
             await self._tell(None, failure)

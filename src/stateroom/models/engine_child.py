@@ -14,6 +14,7 @@ import resource
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -65,10 +66,8 @@ def _serve(told: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 def _bound_memory(more: int) -> None:
     """Rather die and be started again than take the machine's memory, should a request drive the engine astray."""
     with contextlib.suppress(OSError, ValueError):
-        with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123  # pathlib is the heavier import
-            file.write("500")
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            taken = int(file.read().split()[0]) * resource.getpagesize()
+        Path("/proc/self/oom_score_adj").write_text("500")
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + more, taken + more))
 
 

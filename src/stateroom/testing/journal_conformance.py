@@ -1,143 +1,37 @@
-"""What every journal must do, whatever it stands on. Each case opens a fresh one and raises AssertionError.
+"""What every journal must do, whatever it stands on. Each case raises AssertionError when a promise is broken.
 
-A test runs them all over its store:
+A test runs them all over its store, each on a fresh one:
 
     @pytest.mark.parametrize("case", journal_conformance.CASES)
     async def test_it_conforms(case, tmp_path):
-        async with journal_conformance.opened(lambda clock: open_sqlite(tmp_path / "j.db", clock=clock)) as stage:
+        async with opened(lambda clock: open_sqlite(tmp_path / "journal.db", clock=clock)) as stage:
             await case(stage)
 
-The cases on what is derived from the entries are in `index_conformance`.
+The cases on frames and erasure are in frames_conformance.py, those on the index in index_conformance.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final
 
-import msgspec
-
-from stateroom.clock import Clock
 from stateroom.errors import Fenced, HeadMoved, StorageError
-from stateroom.journal.entries import (
-    Entry,
-    Erased,
-    Frame,
-    Item,
-    ItemFinished,
-    ItemsAdded,
-    Kind,
-    Record,
-    RunEnded,
-    RunSettings,
-    RunStarted,
-    decode,
-    encode,
-    kind_of,
+from stateroom.journal.entries import Frame, ItemFinished, Kind, Record, RunEnded
+from stateroom.journal.store import THIS, Append, Appended, Branch, Draft, Lease
+from stateroom.testing import frames_conformance, index_conformance
+from stateroom.testing.journal_stage import (
+    OTHER,
+    Case,
+    P,
+    Stage,
+    begin,
+    draft,
+    note,
+    refused,
+    started,
+    texts,
+    turn,
 )
-from stateroom.journal.store import THIS, Append, Appended, Branch, Draft, Index, Journal, Lease
-
-P: Final = "project"
-OTHER: Final = "other project"
-
-
-class Store(Journal, Index, Protocol):
-    """A journal and its index, which are one object."""
-
-
-class SetClock:
-    """A clock that stands where it is set."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def now(self) -> float:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time
-
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
-
-
-class Stage(msgspec.Struct):
-    """What a case plays on."""
-
-    store: Store
-    clock: SetClock
-
-
-Case: TypeAlias = Callable[[Stage], Awaitable[None]]
-
-
-@asynccontextmanager
-async def opened(open_store: Callable[[Clock], Store]) -> AsyncIterator[Stage]:
-    """A stage with a fresh store, closed afterwards."""
-    clock = SetClock()
-    stage = Stage(open_store(clock), clock)
-    try:
-        yield stage
-    finally:
-        await stage.store.close()
-
-
-def draft(record: Record, *, run: int = -1, at: int = 1_000) -> Draft:
-    """An entry on its way in."""
-    return Draft(kind_of(record), encode(record), at, run)
-
-
-def started(name: str, *items: Item, at: int = 1_000) -> Draft:
-    """The first entry of a run."""
-    record = RunStarted(name, RunSettings(model="m"), list(items) or [{"role": "user", "content": f"ask {name}"}])
-    return draft(record, run=THIS, at=at)
-
-
-def turn(name: str, text: str = "answer", *, at: int = 1_000) -> list[Draft]:
-    """A whole run: started, one item, ended."""
-    item = ItemFinished(0, {"role": "assistant", "content": text})
-    return [started(name, at=at), draft(item, run=THIS, at=at), draft(RunEnded("completed"), run=THIS, at=at)]
-
-
-def note(text: str, *, key: str = "", at: int = 1_000) -> Draft:
-    """An entry outside any run."""
-    return draft(ItemsAdded(key or f"key {text}", [{"role": "user", "content": text}]), at=at)
-
-
-async def begin(
-    store: Journal, branch: str, entries: Sequence[Draft] = (), *, project: str = P, **more: Any
-) -> Appended:
-    """Create a branch with these entries."""
-    return await store.append(
-        Append(project, branch, -1, entries, create=Branch(branch, project), **more),
-    )
-
-
-async def refused(error: type[StorageError], waiting: Awaitable[Any]) -> None:
-    """Assert that `waiting` raises exactly this."""
-    try:
-        answer = await waiting
-    except error as raised:
-        assert type(raised) is error, f"{type(raised).__name__} instead of {error.__name__}"
-        return
-    raise AssertionError(f"answered {answer!r} instead of {error.__name__}")
-
-
-async def texts(store: Journal, branch: str, *, project: str = P, **where: Any) -> list[str]:
-    """The notes of a branch, in order."""
-    return [said(entry) for entry in await store.read(project, branch, **where)]
-
-
-def said(entry: Entry) -> str:
-    """The text of an entry that `note` made."""
-    record = decode(entry.kind, entry.body)
-    assert isinstance(record, ItemsAdded), f"a note came back as {entry.kind}"
-    return str(record.items[0]["content"])
-
-
-# Entries and branches
 
 
 async def entries_come_back_as_they_went_in(stage: Stage) -> None:
@@ -407,125 +301,6 @@ async def a_holder_that_expects_the_wrong_head_is_told_so(stage: Stage) -> None:
     assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease))).head == 1
 
 
-# Frames
-
-
-async def frames_are_kept_in_order_and_read_from_anywhere(stage: Stage) -> None:
-    mine = await begin(stage.store, "b", [started("resp_1")], acquire="me")
-    for first in range(0, 30, 3):
-        frame = Frame(first, first + 2, b"%d" % first)
-        answer = await stage.store.append(Append(P, "b", None, lease=mine.lease, frames_run=0, frames=[frame]))
-        assert answer == Appended(0, mine.lease)
-    assert [frame.first for frame in await stage.store.frames(P, "b", 0)] == list(range(0, 30, 3))
-    assert [frame.first for frame in await stage.store.frames(P, "b", 0, after=13)] == [12, 15, 18, 21, 24, 27]
-    assert [frame.first for frame in await stage.store.frames(P, "b", 0, after=14)] == [15, 18, 21, 24, 27]
-    assert await stage.store.frames(P, "b", 0, after=29) == []
-    assert await stage.store.frames(P, "b", 1) == []
-
-
-async def many_frames_are_read_whole(stage: Stage) -> None:
-    frames = [Frame(number, number, b"x") for number in range(700)]
-    await begin(stage.store, "b", [started("resp_1")], frames_run=THIS, frames=frames)
-    assert await stage.store.frames(P, "b", 0) == frames
-    assert await stage.store.frames(P, "b", 0, after=100) == frames[101:]
-
-
-async def sealing_replaces_all_frames_by_one(stage: Stage) -> None:
-    parts = [Frame(n, n, b'event: x\ndata: {"n":%d}\n\n' % n) for n in range(50)]
-    mine = await begin(stage.store, "b", [started("resp_1")], acquire="me", frames_run=THIS, frames=parts)
-    whole = Frame(0, 60, b"".join([part.body for part in parts]) + bytes(range(256)) * 300)
-    ended = [draft(RunEnded("completed"), run=0)]
-    change = Append(P, "b", 0, ended, lease=mine.lease, release=True, frames_run=0, frames=[whole], seal=True)
-    await stage.store.append(change)
-    assert await stage.store.frames(P, "b", 0) == [whole]
-    assert await stage.store.frames(P, "b", 0, after=59) == [whole]
-    assert await stage.store.frames(P, "b", 0, after=60) == []
-
-
-async def sealing_with_nothing_drops_the_frames(stage: Stage) -> None:
-    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"x")], seal=True)
-    await stage.store.append(Append(P, "b", None, frames_run=0, seal=True))
-    assert await stage.store.frames(P, "b", 0) == []
-    assert len(await stage.store.read(P, "b")) == 3
-
-
-async def frames_may_be_dropped_while_another_run_holds_the_branch(stage: Stage) -> None:
-    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"x")], seal=True)
-    mine = await stage.store.append(Append(P, "b", 2, [started("resp_2")], acquire="me"))
-    await stage.store.append(Append(P, "b", None, frames_run=0, seal=True))
-    assert await stage.store.frames(P, "b", 0) == []
-    assert (await stage.store.append(Append(P, "b", 3, [note("x")], lease=mine.lease))).head == 4
-
-
-# Redaction
-
-
-async def redacted_bodies_replace_the_old_ones(stage: Stage) -> None:
-    await begin(stage.store, "b", [note("zero"), note("one, which is long"), note("two")])
-    short, long = encode(ItemsAdded("k", [])), encode(ItemsAdded("k", [{"role": "user", "content": "longer" * 50}]))
-    await stage.store.redact(P, "b", {0: long, 1: short}, at=5)
-    read = await stage.store.read(P, "b")
-    assert [entry.body for entry in read[:2]] == [long, short]
-    assert [entry.kind for entry in read] == [Kind.ITEMS_ADDED] * 3
-    assert said(read[2]) == "two"
-
-
-async def an_erased_entry_keeps_its_place_and_nothing_else(stage: Stage) -> None:
-    await begin(stage.store, "b", [note("zero", at=3), *turn("resp_1", at=4)])
-    await stage.store.redact(P, "b", {0: None, 1: None, 2: None, 3: None}, at=1_234_567_890_123)
-    read = await stage.store.read(P, "b")
-    assert [(entry.seq, entry.kind, entry.run, entry.at) for entry in read] == [
-        (0, Kind.ERASED, -1, 3),
-        (1, Kind.ERASED, 1, 4),
-        (2, Kind.ERASED, 1, 4),
-        (3, Kind.ERASED, 1, 4),
-    ]
-    was = [Kind.ITEMS_ADDED, Kind.RUN_STARTED, Kind.ITEM_FINISHED, Kind.RUN_ENDED]
-    assert [decode(entry.kind, entry.body) for entry in read] == [Erased(str(kind), 1_234_567_890_123) for kind in was]
-    assert (await stage.store.append(Append(P, "b", 3, [note("on")]))).head == 4
-
-
-async def what_is_erased_stays_erased(stage: Stage) -> None:
-    await begin(stage.store, "b", [note("zero")])
-    await stage.store.redact(P, "b", {0: None}, at=5)
-    before = await stage.store.read(P, "b")
-    await stage.store.redact(P, "b", {0: None}, at=6)
-    await stage.store.redact(P, "b", {0: encode(ItemsAdded("k", []))}, at=7)
-    assert await stage.store.read(P, "b") == before
-
-
-async def redaction_reaches_own_entries_only(stage: Stage) -> None:
-    await begin(stage.store, "b", [note("0"), note("1")])
-    await stage.store.append(Append(P, "c", 1, [note("c2")], create=Branch("c", P, "b", 1)))
-    await stage.store.redact(P, "c", {0: None, 2: None, 9: None}, at=5)
-    await stage.store.redact(OTHER, "b", {0: None}, at=5)
-    await stage.store.redact(P, "nowhere", {0: None}, at=5)
-    assert await texts(stage.store, "b") == ["0", "1"]
-    assert [entry.kind for entry in await stage.store.read(P, "c")] == [Kind.ITEMS_ADDED, Kind.ITEMS_ADDED, Kind.ERASED]
-
-
-async def a_redaction_with_a_body_of_another_kind_is_refused(stage: Stage) -> None:
-    await begin(stage.store, "b", [note("0"), note("1")])
-    await refused(StorageError, stage.store.redact(P, "b", {0: None, 1: b"{"}, at=5))
-    assert await texts(stage.store, "b") == ["0", "1"]
-
-
-async def erasing_an_entry_of_a_run_takes_its_frames(stage: Stage) -> None:
-    await begin(stage.store, "b", turn("resp_1"), frames_run=THIS, frames=[Frame(0, 9, b"sealed" * 9)], seal=True)
-    await stage.store.append(Append(P, "b", 2, turn("resp_2"), frames_run=THIS, frames=[Frame(0, 9, b"open")]))
-    await stage.store.append(Append(P, "b", 5, turn("resp_3"), frames_run=THIS, frames=[Frame(0, 9, b"kept")]))
-    await stage.store.redact(P, "b", {0: None, 4: None, 6: encode(RunStarted("resp_3", RunSettings(), []))}, at=5)
-    assert await stage.store.frames(P, "b", 0) == []
-    assert await stage.store.frames(P, "b", 3) == []
-    assert await stage.store.frames(P, "b", 6) == [Frame(0, 9, b"kept")]
-
-
-async def a_redaction_does_not_need_the_lease(stage: Stage) -> None:
-    mine = await begin(stage.store, "b", [note("0")], acquire="me")
-    await stage.store.redact(P, "b", {0: None}, at=5)
-    assert (await stage.store.append(Append(P, "b", 0, [note("1")], lease=mine.lease))).head == 1
-
-
 # Isolation, mistakes, the end
 
 
@@ -642,22 +417,12 @@ CASES: Final[tuple[Case, ...]] = (
     a_holder_may_take_its_lease_anew,
     renewal_extends_what_is_still_held,
     a_holder_that_expects_the_wrong_head_is_told_so,
-    frames_are_kept_in_order_and_read_from_anywhere,
-    many_frames_are_read_whole,
-    sealing_replaces_all_frames_by_one,
-    sealing_with_nothing_drops_the_frames,
-    frames_may_be_dropped_while_another_run_holds_the_branch,
-    redacted_bodies_replace_the_old_ones,
-    an_erased_entry_keeps_its_place_and_nothing_else,
-    what_is_erased_stays_erased,
-    redaction_reaches_own_entries_only,
-    a_redaction_with_a_body_of_another_kind_is_refused,
-    erasing_an_entry_of_a_run_takes_its_frames,
-    a_redaction_does_not_need_the_lease,
     another_project_sees_and_changes_nothing,
     a_malformed_append_is_refused_whole,
     strange_names_are_names,
     a_cancelled_wait_does_not_undo_an_append,
     closing_finishes_what_was_handed_in,
     a_closed_store_refuses_everything,
+    *frames_conformance.CASES,
+    *index_conformance.CASES,
 )
