@@ -72,7 +72,7 @@ class Cores:
 
 
 def machine(cores: Cores) -> dict[str, str]:
-    """Where the figures come from. The loop tells how fast the machine is just now: compare runs by it."""
+    """Where the figures come from. The loop tells how fast it is just now, the load whether others use it."""
     return {
         "machine": f"{_processor()}, {len(cores.server | cores.rest)} cores, Linux {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -80,7 +80,7 @@ def machine(cores: Cores) -> dict[str, str]:
         "packages": ", ".join(
             f"{name} {version(name)}" for name in ("uvicorn", "uvloop", "aiohttp", "apsw", "msgspec")
         ),
-        "a million additions": f"{_loop_seconds() * 1000:.0f} ms",
+        "a million additions": f"{_loop_seconds() * 1000:.0f} ms; load average before: {os.getloadavg()[0]:.1f}",
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 

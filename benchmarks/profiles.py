@@ -34,5 +34,6 @@ def profile(bench: Bench, py_spy: str, name: str) -> str:
             outcome = bench.run(order)
             cpu += outcome.cpu[1]
             done += outcome.turns
-        report = recording.end()
-    return f"{name}: {cpu / done * 1000:.2f} ms of CPU a turn while watched\n\n{report}"
+        turn_ms = cpu / done * 1000
+        report = recording.end(turn_ms)
+    return f"{name}: {turn_ms:.2f} ms of CPU a turn while watched\n\n{report}"

@@ -72,8 +72,10 @@ def verdict(rows: Sequence[Row]) -> str:
     """How many budgets are met, and which are not."""
     judged = [row for row in rows if row.met is not None]
     missed = [row for row in judged if not row.met]
+    if not judged:
+        return "No budget is set for these."
     if not missed:
-        return f"All {len(judged)} budgets are met."
+        return f"All {len(judged)} budgets are met." if len(judged) > 1 else "The only budget is met."
     over = [f"{row.group}, {row.figure}: {row.value / row.budget:.1f} x" for row in missed if row.budget]
     return f"{len(missed)} of {len(judged)} budgets are missed: " + "; ".join(over) + "."
 

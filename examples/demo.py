@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from openai import OpenAI
+from openai import APIError, OpenAI
 from openai.types.conversations import Conversation
 from rich.console import Console
 from rich.panel import Panel
@@ -68,15 +69,24 @@ class Server:
 
     def _wait(self, began: float) -> None:
         assert self.process is not None
-        shown, shown_at = "", began
-        with console.status("starting the server …") as status:
-            while not self._is_ready():
-                if self.process.poll() is not None:
-                    raise PromiseBroken(f"the server did not start (exit code {self.process.returncode})")
-                if time.monotonic() - began > START_SECONDS:
-                    raise PromiseBroken(f"the server was not ready within {START_SECONDS} seconds")
+        process = self.process
+
+        def is_ready() -> bool:
+            if process.poll() is not None:
+                raise PromiseBroken(f"the server did not start (exit code {process.returncode})")
+            if time.monotonic() - began > START_SECONDS:
+                raise PromiseBroken(f"the server was not ready within {START_SECONDS} seconds")
+            return self._is_ready()
+
+        self.show_progress("starting the server …", is_ready)
+
+    def show_progress(self, title: str, is_done: Callable[[], bool]) -> None:
+        """Wait, and show what the server says meanwhile: the line that it is at, or every few seconds a new one."""
+        shown, shown_at = "", float("-inf")
+        with console.status(title) as status:
+            while not is_done():
                 line = self.last_lines(1)
-                if line and line != shown:
+                if line != shown and line.startswith("Fetching"):
                     status.update(line)
                     if not console.is_terminal and time.monotonic() - shown_at > 2:
                         console.print(f"  {line}", style="dim", markup=False)
@@ -119,10 +129,14 @@ class Typewriter:
         self.column = 0
         self.width = min(console.width, 100) - 6
 
+    def start_anew(self) -> None:
+        """Something else was printed in between."""
+        self.column = 0
+
     def write(self, text: str, style: str) -> None:
         if text.startswith(" ") and self.column + len(text) > self.width:
             text = "\n" + text[1:]
-        for line in text.splitlines(keepends=True):
+        for line in (text if self.column else text.removeprefix(" ")).splitlines(keepends=True):
             lead = "   " if self.column == 0 and line != "\n" else ""
             console.print(Text(lead + line, style), end="", soft_wrap=True)
             self.column = 0 if line.endswith("\n") else self.column + len(lead + line)
@@ -135,15 +149,23 @@ def main() -> int:
     try:
         tell(server)
     except PromiseBroken as broken:
-        console.print(Panel(Text(f"A promise was broken: {broken}."), style="red"))
-        console.print(server.last_lines(20), style="dim", markup=False)
-        return 1
+        return give_up(server, f"A promise was broken: {broken}.")
+    except APIError as error:
+        return give_up(server, f"The server could not do what it was asked: {error}")
     except KeyboardInterrupt:
         return 130
     finally:
         server.stop()
         shutil.rmtree(home, ignore_errors=True)
     return 0
+
+
+def give_up(server: Server, why: str) -> int:
+    console.print()
+    console.print(Panel(Text(why), style="red"))
+    console.print("The last that the server said:", style="dim")
+    console.print(server.last_lines(12), style="dim", markup=False)
+    return 1
 
 
 def tell(server: Server) -> None:
@@ -161,7 +183,9 @@ def tell(server: Server) -> None:
     figures.append(("server start", seconds(server.start())))
     client = OpenAI(base_url=server.base_url, api_key="unused", max_retries=0, timeout=120)
     model = client.models.list().data[0].id
-    console.print(f"  server ready at {server.base_url}, model {model}", style="dim")
+    console.print(f"  server at {server.base_url}", style="dim")
+    figures.append(("first answer of the model", seconds(warm_up(server, client, model))))
+    console.print(f"  model {model}", style="dim")
 
     conversation, first = remember(client, model, figures)
     crash(server, client, model, figures)
@@ -169,6 +193,17 @@ def tell(server: Server) -> None:
 
     figures.append(("the whole story", seconds(time.monotonic() - began)))
     closing(figures)
+
+
+def warm_up(server: Server, client: OpenAI, model: str) -> float:
+    """Have the model say something, unstored; at the very first start its weights are fetched for that."""
+    began = time.monotonic()
+    patient = client.with_options(timeout=START_SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(patient.responses.create, model=model, input="Hello", store=False, max_output_tokens=16)
+        server.show_progress("waking the model …", answer.done)
+        answer.result()
+    return time.monotonic() - began
 
 
 # -- 1 ----------------------------------------------------------------------------------------------------------------
@@ -214,7 +249,8 @@ def transcript(client: OpenAI, conversation: str) -> list[str]:
 
 def crash(server: Server, client: OpenAI, model: str, figures: list[tuple[str, str]]) -> None:
     chapter(2, "kill -9 in the middle of an answer")
-    console.print(f"  A background response, streamed: {LIST}\n", style="dim")
+    console.print("  A background response, streamed to this terminal.\n", style="dim")
+    console.print(Text.assemble(("  you    ", "bold"), LIST, "\n"))
     writer = Typewriter()
     began = time.monotonic()
     stream = client.responses.create(
@@ -246,6 +282,7 @@ def crash(server: Server, client: OpenAI, model: str, figures: list[tuple[str, s
                 style="green",
             )
             console.print()
+            writer.start_anew()
             figures.append(("kill -9 to the next event", seconds(came)))
         rest.append(event.to_dict())
         show(writer, event, AFTER)
@@ -274,7 +311,7 @@ def prove_stream(client: OpenAI, response_id: str, seen: list[dict[str, Any]], r
     numbers = [event["sequence_number"] for event in seen + rest]
     check(numbers == list(range(len(numbers))), f"the numbers of the events are not 0, 1, 2, …: {numbers}")
     check(is_end(rest[-1]), "the resumed stream did not reach the end of the answer")
-    proof(f"{len(seen)} events before and {len(rest)} after the kill: numbers 0 to {numbers[-1]}, no gap, none twice")
+    proof(f"{len(seen)} events before, {len(rest)} after: numbers 0 to {numbers[-1]}, no gap, none twice")
 
     with console.status("reading the whole stream again …"):
         replay = [event.to_dict() for event in client.responses.retrieve(response_id, stream=True)]
@@ -283,7 +320,7 @@ def prove_stream(client: OpenAI, response_id: str, seen: list[dict[str, Any]], r
     check(final.status in ("completed", "incomplete"), f"the answer ended as {final.status}: {final.error}")
     streamed = "".join(texts_of(seen + rest, final.output[-1].id or ""))
     check(bool(streamed) and streamed == final.output_text, "the stream and the stored answer differ")
-    proof("read again from the start: the same events; put together they are the stored answer")
+    proof("read again: the same events, and they add up to the stored answer")
 
 
 def texts_of(events: list[dict[str, Any]], item: str = "") -> list[str]:
@@ -300,16 +337,14 @@ def is_end(event: dict[str, Any]) -> bool:
 
 def fork(client: OpenAI, model: str, conversation: str, first: str, figures: list[tuple[str, str]]) -> None:
     chapter(3, "A fork of the conversation, at its first turn")
-    console.print(
-        "  Same past, another future. Nothing is copied, and the server was killed in between.\n", style="dim"
-    )
+    console.print("  Same past, another future; and in between the server was killed.\n", style="dim")
     original = transcript(client, conversation)
     began = time.monotonic()
     path = f"/conversations/{conversation}/fork"
     forked = client.post(path, body={"response_id": first}, cast_to=Conversation).id
     figures.append(("fork", seconds(time.monotonic() - began)))
     check(transcript(client, forked) == original[:2], "the fork does not begin with the first turn of its parent")
-    console.print(f"  {forked} shares the first turn: “{FACT}”\n", style="dim")
+    console.print(f"  It begins with “{FACT}”\n", style="dim")
     for text in (OTHER_ASIDE, QUESTION):
         turn(client, model, forked, text)
     told = transcript(client, forked)
@@ -348,10 +383,10 @@ def closing(figures: list[tuple[str, str]]) -> None:
     console.print(
         Panel(
             "[bold]Now yours[/]\n"
-            ".venv/bin/stateroom serve        this server, on ./stateroom-data\n"
-            ".venv/bin/stateroom chat         talk to it; kill the server while it answers\n"
+            ".venv/bin/stateroom serve    this server, on ./stateroom-data\n"
+            ".venv/bin/stateroom chat     talk to it, and kill it while it answers\n"
             ".venv/bin/stateroom serve --backend http://host:9001/v1\n"
-            "                                 the same over a real model",
+            "                             the same over a real model",
             expand=False,
         )
     )

@@ -172,6 +172,14 @@ def test_a_port_in_use_is_named_with_exit_code_1(tmp_path: Path) -> None:
     assert "--port" in err
 
 
+def test_a_data_directory_that_is_a_file_is_named_with_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    code, _, err = run("serve", "--data", str(tmp_path / "data"), "--port", "0")
+    assert code == 1
+    assert str(tmp_path / "data") in err
+    assert "--data" in err
+
+
 def test_sigterm_ends_the_server_with_exit_code_0(server: ServerProcess) -> None:
     began = time.monotonic()
     assert server.terminate() == 0

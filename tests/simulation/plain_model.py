@@ -14,18 +14,17 @@ class Item:
     role: str
     text: str
     original: Item | None = None
-    wiped: bool = False
-    """Its response or it itself was deleted: it is gone wherever it was seen."""
+    deleted: bool = False
+    """It or its response was deleted: it is gone wherever it was seen."""
     dropped: bool = False
-    """It went with a conversation that nobody shared any more."""
+    """It went with a conversation that nobody shares any more; copies of it stay."""
 
     @property
     def gone(self) -> bool:
-        return self.dropped or self.is_wiped
+        return self.dropped or self._is_deleted()
 
-    @property
-    def is_wiped(self) -> bool:
-        return self.wiped or (self.original is not None and self.original.is_wiped)
+    def _is_deleted(self) -> bool:
+        return self.deleted or (self.original is not None and self.original._is_deleted())
 
 
 @dataclass(eq=False)
@@ -35,13 +34,18 @@ class Entry:
     items: list[Item]
     response: Response | None = None
 
+    def living(self) -> list[Item]:
+        return living(self.items)
+
 
 @dataclass(eq=False)
 class Branch:
+    """A sequence of entries that may begin with those of a parent."""
+
     parent: Branch | None = None
     shared: int = 0
-    """How many of the parent's own entries it shares (and all before them)."""
-    entries: list[Entry] = field(default_factory=list)
+    """How many entries it shares with its parent."""
+    own: list[Entry] = field(default_factory=list)
     conversation: Conversation | None = None
     children: list[Branch] = field(default_factory=list)
 
@@ -50,31 +54,42 @@ class Branch:
         self.children.append(child)
         return child
 
-    def lineage(self, upto: int | None = None) -> list[Entry]:
-        own = self.entries if upto is None else self.entries[:upto]
-        return own if self.parent is None else [*self.parent.lineage(self.shared), *own]
+    def entries(self) -> list[Entry]:
+        before = self.parent.entries()[: self.shared] if self.parent is not None else []
+        return [*before, *self.own]
 
     def items(self, upto: int | None = None) -> list[Item]:
-        return [item for entry in self.lineage(upto) for item in entry.items if not item.gone]
+        return [item for entry in self.entries()[:upto] for item in entry.living()]
 
-    @property
+    def fork_at(self, item: Item) -> Branch:
+        """A fork whose last item is this one: whole entries are shared, the items of one that is cut are copied."""
+        entries = self.entries()
+        at = next(n for n, entry in enumerate(entries) if item in entry.items)
+        held = entries[at].living()
+        if item is held[-1]:
+            return self.fork(at + 1)
+        forked = self.fork(max((n + 1 for n in range(at) if entries[n].living()), default=0))
+        kept = held[: held.index(item) + 1]
+        forked.own.append(Entry([Item(one.id, one.role, one.text, original=one) for one in kept]))
+        return forked
+
     def lives(self) -> bool:
-        """Whether anybody can still reach it."""
+        """Whether anybody can still reach it: by its conversation, by a response, or from a fork."""
         if self.conversation is not None:
-            own = self.conversation.alive
+            reached = self.conversation.alive
         else:
-            own = any(entry.response is not None and entry.response.alive for entry in self.entries)
-        return own or any(child.lives for child in self.children)
+            reached = any(entry.response is not None and entry.response.alive for entry in self.own)
+        return reached or any(child.lives() for child in self.children)
 
     def drop_unneeded(self) -> None:
-        """Its conversation was deleted: what no living fork shares goes; so may what its own parent kept for it."""
-        kept = max((child.shared for child in self.children if child.lives), default=0)
-        for entry in self.entries[kept:]:
+        """Its conversation was deleted: what no living fork shares goes, and so may what a parent kept for it."""
+        kept = max((child.shared for child in self.children if child.lives()), default=0)
+        for entry in self.own[max(0, kept - self.shared) :]:
             for item in entry.items:
                 item.dropped = True
             if entry.response is not None:
                 entry.response.alive = False
-        if self.parent is not None and not self.parent.lives:
+        if self.parent is not None and not self.parent.lives():
             self.parent.drop_unneeded()
 
 
@@ -83,21 +98,27 @@ class Response:
     id: str
     branch: Branch
     position: int
-    """Of its entry among the branch's own."""
+    """Of its entry on the branch."""
     input: list[Item]
     output: list[Item]
-    previous: str = ""
-    conversation: str = ""
+    previous: str
+    conversation: str
     alive: bool = True
 
     def context(self) -> list[Item]:
         """All that it was given."""
         return [*self.branch.items(self.position), *living(self.input)]
 
+    def continued(self) -> Branch:
+        """Where a response that continues this one goes: on at the end of a chain, else to a fork."""
+        if self.branch.conversation is None and self.position + 1 == len(self.branch.entries()):
+            return self.branch
+        return self.branch.fork(self.position + 1)
+
     def delete(self) -> None:
         self.alive = False
         for item in [*self.input, *self.output]:
-            item.wiped = True
+            item.deleted = True
 
 
 @dataclass(eq=False)
@@ -107,9 +128,6 @@ class Conversation:
     metadata: dict[str, str]
     alive: bool = True
 
-    def items(self) -> list[Item]:
-        return self.branch.items()
-
     def delete(self) -> None:
         self.alive = False
         self.branch.drop_unneeded()
@@ -117,43 +135,3 @@ class Conversation:
 
 def living(items: Iterable[Item]) -> list[Item]:
     return [item for item in items if not item.gone]
-
-
-def continue_from(response: Response) -> Branch:
-    """The branch of a response that continues this one: its own at the end of a chain, else a fork of it."""
-    branch = response.branch
-    at_end = response.position + 1 == len(branch.entries)
-    if at_end and branch.conversation is None:
-        return branch
-    return branch.fork(response.position + 1)
-
-
-def fork_at(branch: Branch, item: Item) -> Branch:
-    """A fork whose last item is this one: whole entries are shared, items of one that is cut in two are copied."""
-    above, at = branch, None
-    while at is None:
-        at = next((n for n, entry in enumerate(above.entries) if item in entry.items), None)
-        if at is None or (above is not branch and at >= limit(branch, above)):
-            assert above.parent is not None
-            above, at = above.parent, None
-    entry = above.entries[at]
-    own = living(entry.items)
-    if item is own[-1]:
-        return branch.fork(len(branch.entries)) if False else fork_between(branch, above, at + 1)
-    forked = fork_between(branch, above, at)
-    kept = own[: own.index(item) + 1]
-    forked.entries.append(Entry([Item(one.id, one.role, one.text, original=one) for one in kept]))
-    return forked
-
-
-def limit(branch: Branch, above: Branch) -> int:
-    shared = len(branch.entries)
-    while branch is not above:
-        shared = branch.shared
-        assert branch.parent is not None
-        branch = branch.parent
-    return shared
-
-
-def fork_between(branch: Branch, above: Branch, count: int) -> Branch:
-    raise NotImplementedError

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from stateroom.app import ServerInfo
     from stateroom.settings import Settings
 
+QUIET_SECONDS = 1.0
+"""Between two lines about the same thing."""
+
 Host: TypeAlias = Annotated[
     str | None, typer.Option(help="Address to listen on: a loopback one. (STATEROOM_HOST) Default: 127.0.0.1.")
 ]
@@ -152,37 +155,47 @@ def _system_failure(error: OSError, settings: Settings) -> CommandFailed:
             return CommandFailed(f"{settings.host} is not an address of this machine.", exit_code=USAGE)
         case errno.EACCES | errno.EPERM if error.filename is None:
             return CommandFailed(f"Port {settings.port} needs rights that this user does not have.", exit_code=USAGE)
-    where = f" ({error.filename})" if error.filename else ""
-    return CommandFailed(f"The system refused: {error.strerror or error}{where}.")
+    if error.filename:
+        return CommandFailed(
+            f"{error.filename} cannot be used: {error.strerror}.",
+            remedy="Mend it, or choose another data directory with --data.",
+        )
+    return CommandFailed(f"The system refused: {error.strerror or error}.")
 
 
 class Progress:
-    """What happens before the server is ready: one line that changes on a terminal, a few lines elsewhere."""
+    """What is being prepared: one line that changes on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
+        self._in_place = is_terminal(sys.stderr)
+        self._open = False
         self._topic = ""
         self._at = float("-inf")
-        self._open = False
 
     def show(self, text: str) -> None:
-        if is_terminal(sys.stderr):
+        if self._in_place:
             say(f"\r\x1b[K{safe(text)}", style="dim", end="", err=True)
             self._open = True
             return
-        topic, now = text.rstrip("0123456789.,/% BKMGTi"), time.monotonic()
-        if topic != self._topic or now - self._at >= 1.0:
+        topic, now = text.split(":")[0], time.monotonic()
+        if topic != self._topic or now - self._at >= QUIET_SECONDS:
             self._topic, self._at = topic, now
-            say(safe(text), err=True, end="\n")
-            sys.stderr.flush()
+            say(safe(text), style="dim", err=True)
 
     def clear(self) -> None:
+        """Take the changing line away."""
         if self._open:
             say("\r\x1b[K", end="", err=True)
             self._open = False
 
+    def settle(self) -> None:
+        """From now on other lines come in between."""
+        self.clear()
+        self._in_place = False
+
 
 def _announce(info: ServerInfo, progress: Progress) -> None:
-    progress.clear()
+    progress.settle()
     for line, style in banner(info):
         say(line, style=style)
     sys.stdout.flush()
@@ -193,8 +206,8 @@ def banner(info: ServerInfo) -> list[tuple[str, str]]:
     url = info.url.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     kept = {
-        "normal": 'normal: what was acknowledged survives kill -9 ("full" adds power loss)',
-        "full": "full: what was acknowledged survives power loss",
+        "normal": 'normal: what was answered survives kill -9 ("full": power loss too)',
+        "full": "full: what was answered survives kill -9 and power loss",
     }
     lines = [
         ("", ""),

@@ -1,7 +1,7 @@
 """Brings the file of a journal to this version's schema, or refuses it: damaged, somebody else's, or newer than we are.
 
 The checks at opening are cheap: the file's header, its application id, its version and the text of its schema. Reading
-every page is `check` in sqlite.py.
+every page is `check_file` in sqlite_check.py.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _apply(connection: apsw.Connection, migration: Migration, at: int) -> None:
 def _version(connection: apsw.Connection, path: Path) -> int:
     application_id = connection.pragma("application_id")
     version: int = connection.pragma("user_version")
-    empty = connection.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)").fetchone() == (1,)
+    empty = not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
     if application_id != APPLICATION_ID and not (application_id == 0 and empty):
         raise JournalDamaged(f"{path} is a SQLite database of another program. Choose another data directory.")
     return version

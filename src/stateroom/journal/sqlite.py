@@ -54,6 +54,8 @@ def open_sqlite(
         try:
             migrate(connection, migrations, path, int(clock.now() * 1000))
             if generation:
+                # The log of a killed server may still hold what was erased: it ends here.
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 connection.execute(queries["raise_generation"])
             number = read_generation(connection, queries)
         except BaseException:
@@ -77,6 +79,10 @@ class _Redaction(msgspec.Struct, frozen=True):
 
 
 class _Rebuild(msgspec.Struct, frozen=True):
+    pass
+
+
+class _Compaction(msgspec.Struct, frozen=True):
     pass
 
 
@@ -107,6 +113,10 @@ class SqliteJournal(SqliteReads):
     async def rebuild(self) -> None:
         await self._submit(_Rebuild())
 
+    async def compact(self) -> None:
+        """Write the file anew without the room that erased content left. Appends wait: about a second for 100 MB."""
+        await self._submit(_Compaction())
+
     async def check(self) -> list[str]:
         """Read every page and hold the entries against their branches; what is wrong, in words. Takes its time."""
         with TRANSLATED:
@@ -135,8 +145,14 @@ class SqliteJournal(SqliteReads):
 
     def _commit(self, requests: Sequence[Any]) -> list[Any]:
         """Carry out all requests in one transaction; when that fails, each in one of its own: it spoils only itself."""
+        compacts = any(type(request) is _Compaction for request in requests)
+        if compacts and len(requests) > 1:
+            return [self._commit([request])[0] for request in requests]
         try:
             outcomes = self._transact(requests)
+            if compacts:
+                self._execute("VACUUM")
+                self._scrub = True
         except Exception as error:  # whatever it was, it has been rolled back and must be answered
             if len(requests) == 1:
                 return [translate(error, system_errno=self._connection.system_errno)]
@@ -149,6 +165,9 @@ class SqliteJournal(SqliteReads):
         now = int(self._clock.now() * 1000)
         outcomes: list[Any] = []
         try:
+            if self._connection.in_transaction:
+                # An earlier roll-back failed as well, with the disk.
+                self._execute("ROLLBACK")
             self._execute("BEGIN IMMEDIATE")
             self._ledger.check_generation()
             for request in requests:
@@ -175,6 +194,8 @@ class SqliteJournal(SqliteReads):
                 self._ledger.redact(request.project, request.branch, request.bodies, request.at)
             case _Rebuild():
                 self._ledger.rebuild()
+            case _Compaction():
+                self._ledger.trim()
         return None
 
     def _scrub_log(self) -> bool:

@@ -80,7 +80,7 @@ class Ledger:
         """Extend those leases that are current, and return them."""
         kept = []
         for lease in leases:
-            row = self._do("find_branch", (lease.branch,)).fetchone()
+            row = self._row("find_branch", (lease.branch,))
             if row is None:
                 continue
             self._do("renew_lease", (until, row[0], lease.fence, self._generation))
@@ -95,7 +95,7 @@ class Ledger:
             return
         for seq, body in bodies.items():
             place = place_of(line.id, seq)
-            row = self._do("read_entry", (place,)).fetchone() if seq >= line.first else None
+            row = self._row("read_entry", (place,)) if seq >= line.first else None
             if row is None:
                 continue
             number, code, *columns = row
@@ -112,6 +112,11 @@ class Ledger:
         """Derive the whole index anew."""
         self._index.rebuild(self._connection.cursor())
 
+    def trim(self) -> None:
+        """Give up the room that erased content left; VACUUM has to follow, since rows change their size."""
+        for query in ("drop_erased_frames", "trim_shortened", "trim_erased"):
+            self._do(query, ())
+
     # How
 
     def _create(self, change: Append, create: Branch, now: int) -> tuple[_Line, int, Lease | None]:
@@ -127,10 +132,10 @@ class Ledger:
         holds = bool(change.acquire) and not change.release
         until = now + _milliseconds(change.lease_seconds) if holds else 0
         values = (head + len(change.entries), int(bool(change.acquire)), change.acquire if holds else "", until)
-        row = self._do(
+        row = self._row(
             "add_branch",
             (create.id, project, parent.id if parent else None, create.parent_seq, *values, self._generation),
-        ).fetchone()
+        )
         if row is None:
             raise HeadMoved(f"Branch {create.id!r} is already there.")
         line = self._remember(create.project, create.id, _Line(row[0], project, create.parent_seq + 1))
@@ -153,9 +158,9 @@ class Ledger:
             return None if change.release else lease
         if change.acquire:
             holder, until = ("", 0) if change.release else (change.acquire, until)
-            row = self._do(
+            row = self._row(
                 "advance_and_take", (new_head, holder, until, generation, line.id, head, change.acquire, now)
-            ).fetchone()
+            )
             if row is None:
                 self._refuse(line, change)
             return None if change.release else Lease(change.branch, row[0])
@@ -169,7 +174,7 @@ class Ledger:
 
     def _check_held(self, line: _Line, change: Append, lease: Lease) -> Lease:
         """Frames alone do not touch the branch's row: a stream would rewrite it with each batch."""
-        head, fence, holder, _, generation = self._do("read_head", (line.id,)).fetchone()
+        head, fence, holder, _, generation = self._row("read_head", (line.id,))
         if fence != lease.fence or not holder or generation != self._generation:
             self._refuse(line, change)
         if change.expected is not None and change.expected != head:
@@ -177,7 +182,7 @@ class Ledger:
         return lease
 
     def _refuse(self, line: _Line, change: Append) -> NoReturn:
-        head, fence, holder, _, generation = self._do("read_head", (line.id,)).fetchone()
+        head, fence, holder, _, generation = self._row("read_head", (line.id,))
         lease = change.lease
         if lease is not None and (fence != lease.fence or not holder or generation != self._generation):
             raise Fenced(f"The lease of branch {change.branch!r} went to another writer.")
@@ -225,13 +230,13 @@ class Ledger:
             self._do("seal", (place, frame.first, frame.last, self._packer.pack(frame.body)))
 
     def _head(self, line: _Line) -> int:
-        head: int = self._do("read_head", (line.id,)).fetchone()[0]
+        head: int = self._row("read_head", (line.id,))[0]
         return head
 
     def _line(self, project: str, branch: str) -> _Line | None:
         line = self._lines.get((project, branch))
         if line is None:
-            row = self._do("find_branch", (branch,)).fetchone()
+            row = self._row("find_branch", (branch,))
             if row is None or row[1] != project:
                 return None
             line = self._remember(project, branch, _Line(row[0], self._project(project), row[3] + 1))
@@ -246,9 +251,14 @@ class Ledger:
     def _project(self, name: str) -> int:
         number = self._projects.get(name)
         if number is None:
-            row = self._do("find_project", (name,)).fetchone() or self._do("add_project", (name,)).fetchone()
+            row = self._row("find_project", (name,)) or self._row("add_project", (name,))
             number = self._projects[name] = row[0]
         return number
+
+    def _row(self, query: str, values: tuple[Any, ...]) -> Any:
+        # All rows are fetched: a statement left half way would keep the transaction from ending.
+        rows = self._execute(self._queries[query], values).fetchall()
+        return rows[0] if rows else None
 
     def _do(self, query: str, values: tuple[Any, ...]) -> Any:
         return self._execute(self._queries[query], values)

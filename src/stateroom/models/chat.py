@@ -46,6 +46,8 @@ WAIT_LIMIT: Final = 30.0
 _RETRIED: Final = frozenset({"backend_unavailable", "backend_connect_timeout", "backend_failed"})
 
 _SEND: Final = {"content-type": "application/json", "accept-encoding": "identity"}
+_CLOSE: Final = {"connection": "close"}
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class ChatBackend:
@@ -62,6 +64,7 @@ class ChatBackend:
         self.server = f"The model server {settings.name} at {bare}" if settings.name else f"The model server at {bare}"
         self._key = key
         self._base = bare if key else base
+        self._chat = self._url("chat/completions")
         self._clock: Clock = clock or SystemClock()
         fixed = "" if settings.reasoning_field in ("auto", "none") else settings.reasoning_field
         self._dialect = Dialect(prefill=settings.prefill, reasoning_field=fixed)
@@ -70,6 +73,8 @@ class ChatBackend:
         """How it counts tokens: a URL, "" when it cannot, None when that is not known."""
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
+        self._closes = False
+        """Its server ends a connection after each stream and does not say so (llama.cpp): none is used again."""
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
         attempt = 0
@@ -143,7 +148,7 @@ class ChatBackend:
         decoder = ChatDecoder(server=self.server, key=self._key)
         patience = self.settings.first_byte_timeout_seconds
         deadline = self._clock.monotonic() + patience
-        response = await self._open("POST", self._url("chat/completions"), body, patience)
+        response = await self._open("POST", self._chat, body, patience)
         try:
             if response.status != 200:
                 raise await self._refusal(response)
@@ -154,7 +159,7 @@ class ChatBackend:
                 while (batch := await self._batch(response, decoder, wait)) is not None:
                     if batch:
                         yield batch
-                        pass
+                        deadline = 0.0
                     if decoder.failure is not None:
                         raise decoder.failure
                     wait = deadline - self._clock.monotonic() if deadline else self._idle(decoder)
@@ -233,7 +238,12 @@ class ChatBackend:
         connect = self.settings.connect_timeout_seconds
         try:
             async with asyncio.timeout(patience):
-                return await session.request(method, url, data=body, allow_redirects=False, proxy=self._proxy)
+                headers = _CLOSE if self._closes else None
+                response = await session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
+                )
+                self._closes = response.headers.get("server") == "llama.cpp"
+                return response
         except (aiohttp.ClientError, ssl.SSLError) as error:
             raise from_transport(error, server=self.server, connect_seconds=connect) from error
         except TimeoutError as error:
@@ -315,7 +325,7 @@ def _is_whole(response: aiohttp.ClientResponse, streamed: bool) -> bool:
 
 def _proxy_for(url: URL) -> str | None:
     """The proxy that the environment names for this URL, looked up once rather than for every request."""
-    if url.host is None or urllib.request.proxy_bypass(url.host):
+    if url.host in _LOOPBACK or url.host is None or urllib.request.proxy_bypass(url.host):
         return None
     return urllib.request.getproxies().get(url.scheme)
 

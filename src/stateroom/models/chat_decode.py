@@ -276,13 +276,12 @@ def _logprobs(value: Any) -> list[Any] | None:
     if not isinstance(content, list) or not content:
         return None
     return [
-        {
-            **_logprob(one),
-            "top_logprobs": [_logprob(top) for top in one.get("top_logprobs") or () if isinstance(top, dict)],
-        }
-        for one in content
-        if isinstance(one, dict)
+        {**_logprob(one), "top_logprobs": _tops(one.get("top_logprobs"))} for one in content if isinstance(one, dict)
     ]
+
+
+def _tops(value: Any) -> list[Any]:
+    return [_logprob(top) for top in value if isinstance(top, dict)] if value else []
 
 
 def _logprob(one: dict[str, Any]) -> dict[str, Any]:

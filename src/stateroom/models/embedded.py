@@ -169,7 +169,9 @@ class _LiveEngine:
                 retries=0,
                 concurrency=self._slots + 4,
             )
-            self._chat = started, ChatBackend(settings, started.key)
+            chat = ChatBackend(settings, started.key)
+            await chat.models()  # it learns with the first answer what this server does with connections
+            self._chat = started, chat
             if held is not None:
                 await held[1].close()
         assert self._chat is not None

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -17,6 +18,8 @@ from stateroom.errors import StorageError, StorageFull
 from stateroom.journal.entries import Entry, Frame
 from stateroom.journal.store import Append, Appended, Branch, ConversationRow, ItemRow, Lease, RunRow
 from stateroom.testing.journal_stage import Store
+
+_Answer = TypeVar("_Answer")
 
 
 class Fault(StrEnum):
@@ -38,7 +41,7 @@ class Plan(msgspec.Struct, frozen=True):
     @classmethod
     def seeded(cls, seed: int, *, writes: int, full: float = 0.0, death: bool = True) -> Plan:
         """Of the first `writes`, each fails for want of room with probability `full`; one of them is the last."""
-        chance = random.Random(seed)
+        chance = random.Random(seed)  # noqa: S311 - a plan must be repeatable, not secret
         faults = {number: Fault.FULL for number in range(writes) if chance.random() < full}
         if death:
             faults[chance.randrange(writes)] = chance.choice((Fault.DIE_BEFORE, Fault.DIE_AFTER))
@@ -63,4 +66,100 @@ class FaultyStore:
         self.dead = False
 
     def append(self, change: Append) -> asyncio.Future[Appended]:
-        return asyncio.ensure_future(self._write(lambda: self._inner.append(change)))
+        return self._write(lambda: self._inner.append(change))
+
+    def renew(self, leases: Sequence[Lease], seconds: float) -> asyncio.Future[Sequence[Lease]]:
+        return self._write(lambda: self._inner.renew(leases, seconds))
+
+    def redact(self, project: str, branch: str, bodies: Mapping[int, bytes | None], *, at: int) -> asyncio.Future[None]:
+        return self._write(lambda: self._inner.redact(project, branch, bodies, at=at))
+
+    async def rebuild(self) -> None:
+        await self._write(self._inner.rebuild)
+
+    async def close(self) -> None:
+        """Close the inner store, unless this one has died: what a dead process held open is somebody else's now."""
+        if not self.dead:
+            await self._inner.close()
+
+    async def branch(self, project: str, branch: str) -> Branch | None:
+        return await self._read(self._inner.branch(project, branch))
+
+    async def read(
+        self, project: str, branch: str, *, after: int = -1, upto: int | None = None, run: int | None = None
+    ) -> list[Entry]:
+        return await self._read(self._inner.read(project, branch, after=after, upto=upto, run=run))
+
+    async def frames(self, project: str, branch: str, run: int, *, after: int = -1) -> list[Frame]:
+        return await self._read(self._inner.frames(project, branch, run, after=after))
+
+    async def run(self, project: str, run_id: str) -> RunRow | None:
+        return await self._read(self._inner.run(project, run_id))
+
+    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
+        return await self._read(self._inner.runs(project, after=after, limit=limit, descending=descending))
+
+    async def open_runs(self) -> list[RunRow]:
+        return await self._read(self._inner.open_runs())
+
+    async def runs_on(self, project: str, branch: str) -> list[RunRow]:
+        return await self._read(self._inner.runs_on(project, branch))
+
+    async def item(self, project: str, item_id: str) -> ItemRow | None:
+        return await self._read(self._inner.item(project, item_id))
+
+    async def conversation(self, project: str, conversation_id: str) -> ConversationRow | None:
+        return await self._read(self._inner.conversation(project, conversation_id))
+
+    async def conversations(
+        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+    ) -> list[ConversationRow]:
+        return await self._read(self._inner.conversations(project, after=after, limit=limit, descending=descending))
+
+    async def children(self, project: str, branch: str) -> list[Branch]:
+        return await self._read(self._inner.children(project, branch))
+
+    async def blob_in_use(self, digest: str) -> bool:
+        return await self._read(self._inner.blob_in_use(digest))
+
+    def _write(self, action: Callable[[], Awaitable[_Answer]]) -> asyncio.Future[_Answer]:
+        """Hand a write to the inner store at once, so that call order stays commit order, or fail as planned."""
+        fault = None if self.dead else self._plan.faults.get(self.writes)
+        self.writes += 1
+        if fault is Fault.DIE_AFTER:
+            handed_in = action()
+            self._die()
+            return asyncio.ensure_future(self._lost(handed_in))
+        if fault is Fault.DIE_BEFORE:
+            self._die()
+        if self.dead:
+            return _failed(_died())
+        if fault is Fault.FULL:
+            return _failed(StorageFull("The disk is full: the plan says so."))
+        return asyncio.ensure_future(self._read(action()))
+
+    async def _read(self, answer: Awaitable[_Answer]) -> _Answer:
+        """The answer, if there is still somebody to be told."""
+        found = await answer
+        if self.dead:
+            raise _died()
+        return found
+
+    async def _lost(self, handed_in: Awaitable[_Answer]) -> _Answer:
+        await handed_in
+        raise _died()
+
+    def _die(self) -> None:
+        self.dead = True
+        if self._on_death is not None:
+            self._on_death()
+
+
+def _died() -> StoreDied:
+    return StoreDied("The store has died: the plan says so.")
+
+
+def _failed(error: StorageError) -> asyncio.Future[_Answer]:
+    future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return future

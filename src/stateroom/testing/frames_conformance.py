@@ -7,7 +7,20 @@ from typing import Final
 from stateroom.errors import StorageError
 from stateroom.journal.entries import Erased, Frame, ItemsAdded, Kind, RunEnded, RunSettings, RunStarted, decode, encode
 from stateroom.journal.store import THIS, Append, Appended, Branch
-from stateroom.testing.journal_stage import OTHER, Case, P, Stage, begin, draft, note, refused, said, started, texts, turn
+from stateroom.testing.journal_stage import (
+    OTHER,
+    Case,
+    P,
+    Stage,
+    begin,
+    draft,
+    note,
+    refused,
+    said,
+    started,
+    texts,
+    turn,
+)
 
 # Frames
 

@@ -362,9 +362,7 @@ async def a_cancelled_wait_does_not_undo_an_append(stage: Stage) -> None:
 
 
 async def closing_finishes_what_was_handed_in(stage: Stage) -> None:
-    waiting = [
-        asyncio.ensure_future(begin(stage.store, f"b{number}", turn(f"resp_{number}"))) for number in range(50)
-    ]
+    waiting = [asyncio.ensure_future(begin(stage.store, f"b{number}", turn(f"resp_{number}"))) for number in range(50)]
     await asyncio.sleep(0)
     await stage.store.close()
     assert [answer.head for answer in await asyncio.gather(*waiting)] == [2] * 50

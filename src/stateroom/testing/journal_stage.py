@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeAlias
@@ -103,12 +104,8 @@ async def begin(
 
 async def refused(error: type[StorageError], waiting: Awaitable[Any]) -> None:
     """Assert that `waiting` raises exactly this."""
-    try:
-        answer = await waiting
-    except error as raised:
-        assert type(raised) is error, f"{type(raised).__name__} instead of {error.__name__}"
-        return
-    raise AssertionError(f"answered {answer!r} instead of {error.__name__}")
+    [outcome] = await asyncio.gather(waiting, return_exceptions=True)
+    assert type(outcome) is error, f"{outcome!r} instead of {error.__name__}"
 
 
 async def texts(store: Journal, branch: str, *, project: str = P, **where: Any) -> list[str]:

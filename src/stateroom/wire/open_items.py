@@ -150,7 +150,7 @@ class StreamedItem:
             else:
                 item[part.form.field] = part.text()
         known = TYPES.get(self.kind)
-        if known is not None and "status" in known.derived:
+        if known is None or "status" in known.derived:
             item["status"] = "incomplete"
         return unpack(item, self.id)
 

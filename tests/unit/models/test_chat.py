@@ -484,6 +484,32 @@ async def test_a_finished_answer_leaves_the_connection_for_the_next() -> None:
         assert it.script.dropped == 0
 
 
+async def test_a_connection_whose_last_byte_comes_late_is_used_again() -> None:
+    events = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"}}")
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                )
+                writer.write(b"%x\r\n%b\r\n" % (len(events), events))
+                asyncio.get_running_loop().call_later(0.02, writer.write, b"0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        backend = ChatBackend(BackendSettings(f"http://127.0.0.1:{port}/v1"))
+        for _ in range(2):
+            assert text_of(await collect(backend, make_call("m", user("x"), stream=True))) == "x"
+        await backend.close()
+    assert connections == 1
+
+
 async def test_no_more_connections_are_opened_than_the_settings_allow() -> None:
     gates = [asyncio.Event() for _ in range(4)]
     async with bench(*[Reply(text="a b", gate=gate) for gate in gates], concurrency=2) as it:

@@ -75,6 +75,15 @@ def test_all_events_of_a_read_come_as_one_batch() -> None:
     assert decoder.done
 
 
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\r\r"])
+def test_an_event_is_given_out_with_its_last_byte(end: str) -> None:
+    data = sse(chunk(content="x"), end=end)
+    for at in range(1, len(data)):
+        decoder = ChatDecoder(server="s")
+        assert decoder.feed(data[:at]) == []
+        assert decoder.feed(data[at:]) == [TextDelta("x")]
+
+
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking"])
 def test_reasoning_is_read_from_each_of_its_names_and_the_name_is_remembered(field: str) -> None:
     decoder = ChatDecoder(server="s")
@@ -121,6 +130,11 @@ def test_interleaved_calls_are_told_apart_by_index() -> None:
 def test_a_new_id_on_the_same_index_is_a_new_call() -> None:
     deltas = stream(tool(0, "c1", "f", '{"a":1}'), tool(0, "c2", "f", '{"a":2}'))
     assert calls_of(deltas) == [("c1", "f", '{"a":1}'), ("c2", "f", '{"a":2}')]
+
+
+def test_a_new_id_is_a_new_call_even_without_arguments() -> None:
+    deltas = stream(tool(0, "c1", "now", ""), tool(0, "c2", "now", ""))
+    assert calls_of(deltas) == [("c1", "now", "{}"), ("c2", "now", "{}")]
 
 
 def test_an_id_on_every_piece_is_one_call() -> None:
@@ -401,8 +415,13 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.one_of(VALUES, st.builds(lambda delta: {"choices": [{"delta": delta}]}, VALUES)), max_size=4))
+def choice(delta: Any, tops: Any) -> Any:
+    logprobs = {"content": [{"top_logprobs": tops}, tops]}
+    return {"choices": [{"delta": delta, "message": delta, "logprobs": logprobs}]}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.one_of(VALUES, st.builds(choice, VALUES, VALUES)), max_size=4))
 def test_chunks_of_any_shape_end_in_deltas_or_a_clear_error(chunks: list[Any]) -> None:
     for decoded in (lambda: decode(sse(*chunks, "[DONE]")), lambda: whole_of(chunks)):
         with contextlib.suppress(BackendError):

@@ -192,6 +192,12 @@ def test_reasoning_belongs_to_the_message_that_follows() -> None:
     assert [message["content"] for message in messages] == ["t1", "t2", "done", "x", "t3"]
 
 
+def test_reasoning_that_nothing_of_the_assistant_follows_is_left_out() -> None:
+    items = (assistant("t1"), reasoning("r2"), user("x"), reasoning("r3"), user("y"), assistant("t3"))
+    messages = encoded(*items, reasoning_field="reasoning")
+    assert not any("reasoning" in message for message in messages)
+
+
 def test_reasoning_that_has_only_a_summary_goes_back_as_that() -> None:
     item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}]}
     assert encoded(item, assistant("a"), reasoning_field="reasoning")[0]["reasoning"] == "short"

@@ -131,6 +131,18 @@ UPDATE sealed SET last = -1, body = zeroblob(length(body) - 1) WHERE run = ?;
 -- Gives the room of erased streams back.
 DELETE FROM sealed WHERE last = -1;
 
+-- name: drop_erased_frames
+-- Gives back the room of erased streams.
+DELETE FROM sealed WHERE last = -1;
+
+-- name: trim_shortened
+-- Gives back the room of bodies that were shortened and filled up with spaces: their codes are 64 higher.
+UPDATE entries SET kind = kind - 64, body = CAST(rtrim(CAST(body AS TEXT), ' ') AS BLOB) WHERE kind > 64;
+
+-- name: trim_erased
+-- Gives back the room of erased entries, of which seven bytes say all that is known.
+UPDATE entries SET body = substr(body, 1, 7) WHERE kind = 12 AND length(body) > 7;
+
 -- name: check_branches
 -- Branches whose entries are not as many as their head says.
 SELECT name, found, head - parent_seq FROM (

@@ -1,0 +1,319 @@
+"""The crash suite: load a real server, kill it, start it again, hold it against everything it has acknowledged.
+
+    python -m tests.simulation.crash --rounds 300 [--seed S] [--keep FOLDER]
+
+Each round has its own load and its own way to die, drawn from the seed. Several rounds share a data directory, so that
+later crashes meet what earlier ones left. What is killed, when and how is in `Plan`; what must hold, in checks.py and
+files.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from stateroom.testing.kill_points import KILL_AT, KILL_FIFO
+from stateroom.testing.probe_server import EFFECTS
+from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
+from tests.simulation.checks import check_all
+from tests.simulation.client import Client
+from tests.simulation.files import check_erased, check_files, copy_data
+from tests.simulation.ledger import Ledger
+from tests.simulation.load import Round
+
+ROUNDS_PER_DIRECTORY: Final = 6
+SIGKILLED: Final = -9
+LOAD_SECONDS: Final = 4.0
+"""A server that has not reached its kill point by then is killed from outside."""
+RESUME_SECONDS: Final = 1.0
+
+POINTS: Final[dict[str, int]] = {
+    "before_commit": 120,
+    "after_commit": 120,
+    "before_start": 20,
+    "after_start": 20,
+    "before_item": 20,
+    "after_item": 20,
+    "before_frames": 150,
+    "after_frames": 150,
+    "publish": 150,
+    "sent": 150,
+    "mid_stream": 150,
+    "before_intent": 4,
+    "after_intent": 4,
+    "before_effect": 4,
+    "mid_effect": 4,
+    "after_effect": 4,
+    "before_outcome": 4,
+    "after_outcome": 4,
+    "before_end": 20,
+    "after_end": 20,
+    "before_items": 3,
+    "after_items": 3,
+    "before_conversation": 3,
+    "after_conversation": 3,
+    "before_deletion": 2,
+    "after_deletion": 2,
+    "before_redact": 3,
+    "after_redact": 3,
+}
+"""Where to die while clients are at work, and at which passing at the latest."""
+
+RECOVERY_POINTS: Final[dict[str, int]] = {
+    "before_take_up": 4,
+    "after_take_up": 4,
+    "before_commit": 12,
+    "after_commit": 12,
+    "before_frames": 8,
+    "before_outcome": 1,
+    "after_end": 4,
+}
+"""Where to die while a new server takes up what the dead one left."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one round dies."""
+
+    manner: str
+    """`time`, `client`, or a kill point."""
+    count: int = 1
+    seconds: float = 0.0
+    actors: int = 8
+    again: tuple[str, ...] = ()
+    """Deaths of the next servers while they recover: `POINT:N`, or seconds after their start."""
+
+    @classmethod
+    def draw(cls, rng: random.Random, number: int) -> Plan:
+        """A plan; every kill point has its turn before any comes twice."""
+        actors = rng.randint(4, 12)
+        again = tuple(_again(rng) for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))))
+        names = list(POINTS)
+        random.Random(number // (2 * len(names))).shuffle(names)
+        turn = number % (2 * len(names))
+        if turn % 2:
+            name = names[turn // 2]
+            return cls(name, rng.randint(1, POINTS[name]), actors=actors, again=again)
+        if rng.random() < 0.15:
+            return cls("client", actors=actors, again=again)
+        return cls("time", seconds=rng.uniform(0.02, 0.9), actors=actors, again=again)
+
+    def __str__(self) -> str:
+        how = {"time": f"{self.seconds:.2f} s", "client": "client"}.get(self.manner, f"{self.manner}:{self.count}")
+        return " then ".join((how, *self.again))
+
+
+def _again(rng: random.Random) -> str:
+    if rng.random() < 0.4:
+        return f"{rng.uniform(0.3, 0.9):.2f}"
+    name = rng.choice(list(RECOVERY_POINTS))
+    return f"{name}:{rng.randint(1, RECOVERY_POINTS[name])}"
+
+
+@dataclass
+class Figures:
+    """What the whole run came to."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    resumes: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    """Seconds from the start of a process to its banner."""
+    responses: int = 0
+    events: int = 0
+    conversations: int = 0
+
+    def add(self, ledger: Ledger) -> None:
+        self.resumes += ledger.resumes
+        self.responses += len(ledger.responses)
+        self.conversations += len(ledger.conversations)
+        self.events += sum(len(response.events) for response in ledger.responses.values())
+
+    def summary(self) -> str:
+        lines = [
+            f"{sum(self.kills.values())} kills, {self.responses} responses, {self.conversations} conversations, "
+            f"{self.events} events of streams held against what was acknowledged",
+            "kills: " + ", ".join(f"{point} {count}" for point, count in sorted(self.kills.items())),
+            f"start to banner: {spread(self.starts)}",
+            f"up to the next event of a cut stream: {spread(self.resumes)}",
+        ]
+        return "\n".join(lines)
+
+
+def spread(seconds: list[float]) -> str:
+    """Median, 99th percentile and maximum."""
+    if not seconds:
+        return "none"
+    ordered = sorted(seconds)
+    at_99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+    figures = (statistics.median(ordered), at_99, ordered[-1])
+    return f"{len(ordered)} times, " + ", ".join(
+        f"{name} {value * 1000:.0f} ms" for name, value in zip(("p50", "p99", "max"), figures, strict=True)
+    )
+
+
+class Directory:
+    """One data directory, the servers that live on it one after the other, and the ledger of what they said."""
+
+    def __init__(self, folder: Path, model: str, figures: Figures, *, prefill: bool) -> None:
+        self.folder = folder
+        self.ledger = Ledger()
+        self.figures = figures
+        self.fifo = folder / "kill.fifo"
+        self.effects = folder / "effects.txt"
+        os.mkfifo(self.fifo)
+        config = folder / "stateroom.toml"
+        prefilled = 'prefill = "assistant"\n' if prefill else ""
+        config.write_text(f'shutdown_seconds = 2\n[[backends]]\nurl = "{model}"\n{prefilled}')
+        self.server = ServerProcess(
+            folder / "data",
+            port=quiet_port(),
+            options=("--config", str(config)),
+            environment={KILL_FIFO: str(self.fifo), EFFECTS: str(self.effects)},
+            module="stateroom.testing.probe_server",
+            log=folder / "server.log",
+        )
+        self.client = Client(f"http://127.0.0.1:{self.server.port}/v1")
+
+    async def start(self) -> float:
+        """A server that is up; by the monotonic clock, since when."""
+        began = time.monotonic()
+        await asyncio.to_thread(self.server.start)
+        up_at = time.monotonic()
+        self.figures.starts.append(up_at - began)
+        return up_at
+
+    async def round(self, plan: Plan, rng: random.Random, salt: str) -> None:
+        """One life and death. Raises AssertionError when a promise is broken."""
+        load = Round(self.client, self.ledger, rng, salt)
+        load.kill = self.server.kill if plan.manner == "client" else None
+        await self._load_and_kill(load, plan)
+        copy = await asyncio.to_thread(copy_data, self.server.data, self.folder / "copy")
+        for again in plan.again:
+            await self._die_again(again)
+        load.up_at = await self.start()
+        load.up.set()
+        await asyncio.gather(*load.readers)
+        await check_files(copy)
+        await check_all(self.client, self.ledger, self.effects, rng)
+        await check_erased(self.server.data, self.ledger.erased | self.ledger.secret)
+        slowest = max(self.ledger.resumes, default=0.0)
+        assert slowest <= RESUME_SECONDS, f"a stream went on only {slowest:.2f} s after the server was up"
+        text = await asyncio.to_thread(self.server.log.read_text)
+        assert "Traceback" not in text, f"the server's log has a traceback: {self.server.log}"
+
+    async def _load_and_kill(self, load: Round, plan: Plan) -> None:
+        working = asyncio.get_running_loop().create_task(load.run(plan.actors))
+        dead = asyncio.get_running_loop().create_task(asyncio.to_thread(self.server.wait, 60))
+        seconds = plan.seconds if plan.manner == "time" else LOAD_SECONDS
+        if plan.manner not in ("time", "client"):
+            await asyncio.to_thread(self._arm, f"{plan.manner}:{plan.count}")
+        await asyncio.wait((dead, working), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        by_itself = dead.done()
+        if not by_itself:
+            await asyncio.to_thread(self.server.kill)
+        assert await dead == SIGKILLED, f"the server ended with {dead.result()}: {self.server.output[-4000:]}"
+        load.killed.set()
+        await working
+        self.figures.kills[plan.manner if by_itself else "time"] += 1
+
+    async def _die_again(self, how: str) -> None:
+        """A server that dies while it recovers, or soon after."""
+        point = ":" in how
+        self.server.spawn(environment={KILL_AT: how} if point else {})
+        try:
+            await asyncio.to_thread(self.server.wait, 1.5 if point else float(how))
+        except TimeoutError:
+            pass
+        except Exception as error:  # subprocess.TimeoutExpired: it is still alive
+            if type(error).__name__ != "TimeoutExpired":
+                raise
+        by_itself = self.server.status is not None
+        await asyncio.to_thread(self.server.kill)
+        assert self.server.status == SIGKILLED, f"the server ended with {self.server.status}: {self.server.output}"
+        self.figures.kills[f"recovery {how.split(':')[0] if point and by_itself else 'time'}"] += 1
+
+    def _arm(self, spec: str) -> None:
+        with self.fifo.open("w") as fifo:
+            fifo.write(spec + "\n")
+
+    async def close(self) -> None:
+        """The last server stops in good order."""
+        await self.client.close()
+        if self.server.process is not None and self.server.status is None:
+            status = await asyncio.to_thread(self.server.terminate)
+            assert status == 0, f"the server stopped with {status}: {self.server.output[-4000:]}"
+        self.figures.add(self.ledger)
+
+
+async def crash(rounds: int, seed: str, folder: Path, out: IO[str], *, first: int = 0) -> Figures:
+    """Run the suite. Raises AssertionError when a promise is broken; `folder` then holds what there is to see."""
+    figures = Figures()
+    with ModelProcess("--delay-ms", "2", log=folder / "model.log") as model:
+        directory: Directory | None = None
+        for number in range(first, first + rounds):
+            rng = random.Random(f"{seed}/{number}")
+            if directory is None or number % ROUNDS_PER_DIRECTORY == 0:
+                if directory is not None:
+                    await directory.close()
+                    shutil.rmtree(directory.folder)
+                home = folder / f"round-{number}"
+                home.mkdir()
+                directory = Directory(home, model.url, figures, prefill=number // ROUNDS_PER_DIRECTORY % 2 == 1)
+                await directory.start()
+            plan = Plan.draw(rng, number)
+            began = time.monotonic()
+            try:
+                await directory.round(plan, rng, f"r{number}")
+            except BaseException:
+                out.write(f"round {number}: {plan}: failed\n")
+                directory.server.kill()
+                await directory.client.close()
+                raise
+            held = directory.ledger
+            out.write(
+                f"round {number + 1 - first}/{rounds}  {time.monotonic() - began:4.1f} s  {plan}  "
+                f"({len(held.responses)} responses, {len(held.conversations)} conversations)\n"
+            )
+            out.flush()
+        if directory is not None:
+            await directory.close()
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--seed", default="", help="the seed of a run that is to be repeated; default: a new one")
+    parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and leave there what a failure left")
+    options = parser.parse_args()
+    seed = options.seed or str(time.time_ns() % 10**8)
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="stateroom-crash-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(f"{options.rounds} rounds with seed {seed}, in {folder}\n")
+    began = time.monotonic()
+    try:
+        figures = asyncio.run(crash(options.rounds, seed, folder, sys.stdout, first=options.first))
+    except (AssertionError, ProcessFailed, ExceptionGroup) as error:
+        sys.stdout.write(f"\nA promise was broken: {error}\nseed {seed}; everything is in {folder}\n")
+        return 1
+    if options.keep is None:
+        shutil.rmtree(folder)
+    sys.stdout.write(f"\nseed {seed}: {options.rounds} rounds in {time.monotonic() - began:.0f} s, no promise broken\n")
+    sys.stdout.write(figures.summary() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+"""What clients do to a server until it dies: a seeded mix of everything that has state.
+
+Each actor writes down in the ledger what it asked before it asks, and what it was told after it was told. It ends
+when the server goes away; streams are the exception, whose readers come back for the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import struct
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tests.simulation.client import Client, Gone, Refused
+from tests.simulation.ledger import Chain, Conversation, Ledger, Response, Turn
+
+MODEL = "scripted"
+PROBES = [{"type": f"stateroom:probe_{effect}"} for effect in ("effect", "idempotent", "read")]
+ENDED = ("completed", "incomplete", "failed", "cancelled")
+LOCKED = "conversation_locked"
+
+
+class Round:
+    """One life of the server, as its clients see it."""
+
+    def __init__(self, client: Client, ledger: Ledger, rng: random.Random, salt: str) -> None:
+        self.client = client
+        self.ledger = ledger
+        self.rng = rng
+        self.salt = salt
+        self.readers: list[asyncio.Task[None]] = []
+        """Readers of streams, which outlive the server."""
+        self.killed = asyncio.Event()
+        self.up = asyncio.Event()
+        """Set when the next server is up."""
+        self.up_at = 0.0
+        """By the monotonic clock."""
+        self.kill: Callable[[], None] | None = None
+        """Kills the server from inside an actor, at a moment that only the client knows."""
+
+    def token(self) -> str:
+        return self.ledger.new_token(self.salt)
+
+    def words(self, token: str, low: int = 4, high: int = 30) -> str:
+        return f"{token} " + " ".join(f"w{n}" for n in range(self.rng.randint(low, high)))
+
+    def ask(self, text: str, pace: int | None = None) -> str:
+        """A message that makes the model say this text, at a pace of so many milliseconds a word."""
+        return f"slow: {self.rng.choice((0, 1, 2, 5, 10)) if pace is None else pace}\nsay: {text}"
+
+    async def run(self, actors: int) -> None:
+        """Keep that many actors busy until the server is gone."""
+        await asyncio.gather(*(self._act(random.Random(self.rng.random())) for _ in range(actors)))
+
+    async def _act(self, rng: random.Random) -> None:
+        while not self.killed.is_set():
+            actor = rng.choices(list(ACTORS), list(ACTORS.values()))[0]
+            try:
+                await actor(self)
+            except Gone:
+                return
+
+    # The ways in which a response can be made.
+
+    async def create(self, body: dict[str, Any], kind: str, token: str, **known: Any) -> Response:
+        """A response, made in one of four ways and read to its end. Raises Refused, Gone."""
+        manner = self.rng.choice(("sync", "stream", "background", "background stream"))
+        body = {"model": MODEL, **body}
+        if manner == "sync":
+            shown = await self.client.call("POST", "/responses", body)
+            response = self.ledger.new_response(shown["id"], kind, token, **known)
+            response.end(shown)
+            return response
+        if manner == "background":
+            return await self.background(body, kind, token, **known)
+        return await self.stream({**body, "background": manner != "stream"}, kind, token, **known)
+
+    async def background(self, body: dict[str, Any], kind: str, token: str, **known: Any) -> Response:
+        """A background response, polled to its end."""
+        shown = await self.client.call("POST", "/responses", {"model": MODEL, **body, "background": True})
+        response = self.ledger.new_response(shown["id"], kind, token, streamed=True, **known)
+        while shown["status"] not in ENDED:
+            await asyncio.sleep(0.01)
+            shown = await self.client.call("GET", f"/responses/{response.id}")
+        response.end(shown)
+        return response
+
+    async def stream(self, body: dict[str, Any], kind: str, token: str, **known: Any) -> Response:
+        """A streamed response. When the server dies its reader goes on with the next one."""
+        response: Response | None = None
+        try:
+            async for event in self.client.stream("POST", "/responses", {"model": MODEL, **body, "stream": True}):
+                if response is None:
+                    id = event.data["response"]["id"]
+                    response = self.ledger.new_response(id, kind, token, streamed=True, **known)
+                    if self.rng.random() < 0.3:
+                        self.follow(response, second=True)
+                response.see(event)
+        except Gone:
+            if response is not None:
+                self.follow(response)
+            raise
+        assert response is not None, "a stream without an event"
+        if response.final is None:
+            self.follow(response)
+            raise Gone("the stream ended before its response did")
+        return response
+
+    def follow(self, response: Response, *, second: bool = False) -> None:
+        """Read a stream from where its reader stopped; a second reader begins anywhere and checks what it gets."""
+        read = self._read_beside(response) if second else self._read_on(response)
+        self.readers.append(asyncio.get_running_loop().create_task(read))
+
+    async def _read_on(self, response: Response) -> None:
+        await self.up.wait()
+        cut_at = len(response.events)
+        timed = False
+        while response.final is None and not response.delete_asked:
+            query = f"?stream=true&starting_after={len(response.events) - 1}"
+            try:
+                async for event in self.client.stream("GET", f"/responses/{response.id}{query}"):
+                    if not timed and event.number >= cut_at:
+                        timed = True
+                        self.ledger.resumes.append(time.monotonic() - self.up_at)
+                    response.see(event)
+            except Gone:
+                await asyncio.sleep(0.01)
+            except Refused:
+                if not response.delete_asked:
+                    raise
+
+    async def _read_beside(self, response: Response) -> None:
+        """What two readers get must be the same; the first one may be ahead or behind."""
+        start = self.rng.randint(-1, 8)
+        got: list[tuple[int, bytes]] = []
+        try:
+            async for event in self.client.stream(
+                "GET", f"/responses/{response.id}?stream=true&starting_after={start}"
+            ):
+                got.append((event.number, event.raw))
+        except (Gone, Refused):
+            pass  # what it was given until then still has to hold
+        for place, (number, _) in enumerate(got):
+            assert number == start + 1 + place, f"a reader of {response.id} from {start} got {number} as number {place}"
+        for number, raw in got:
+            if number < len(response.events):
+                assert response.events[number] == raw, f"two readers of {response.id} differ at {number}"
+        if got and got[0][0] <= len(response.events) <= got[-1][0]:
+            response.events += [raw for number, raw in got if number >= len(response.events)]
+
+
+# The actors.
+
+
+async def plain(round_: Round) -> None:
+    """A response without history."""
+    token = round_.token()
+    text = round_.words(token)
+    await round_.create({"input": round_.ask(text)}, "plain", token, text=text)
+
+
+async def unstored(round_: Round) -> None:
+    """What is not to be stored must not be found on the disk, whatever happens."""
+    token = round_.token()
+    round_.ledger.secret.add(token)
+    body = {"model": MODEL, "input": round_.ask(round_.words(token)), "store": False}
+    if round_.rng.random() < 0.5:
+        await round_.client.call("POST", "/responses", body)
+        return
+    async for _ in round_.client.stream("POST", "/responses", {**body, "stream": True}):
+        pass
+
+
+async def chain(round_: Round) -> None:
+    """A few turns by `previous_response_id`."""
+    links = Chain()
+    round_.ledger.chains.append(links)
+    for _ in range(round_.rng.randint(2, 4)):
+        token = round_.token()
+        text = round_.words(token, 1, 10)
+        body = {"input": round_.ask(text)}
+        if links.links:
+            body["previous_response_id"] = links.links[-1]
+        response = await round_.create(body, "chain", token, text=text)
+        if response.final["status"] != "completed":
+            return
+        links.links.append(response.id)
+        links.texts += [body["input"], text]
+
+
+async def conversation(round_: Round) -> None:
+    """Several writers on one conversation, some of whom find it locked."""
+    asked = await round_.client.call("POST", "/conversations", {"metadata": {"round": round_.salt}})
+    held = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"])
+    writers = [_write(round_, held) for _ in range(round_.rng.randint(1, 3))]
+    done = await asyncio.gather(*writers, return_exceptions=True)
+    for outcome in done:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    ending = round_.rng.random()
+    if ending < 0.25:
+        await _fork(round_, held)
+    elif ending < 0.45:
+        await _delete_conversation(round_, held)
+    elif ending < 0.6:
+        await _delete_turn(round_, held)
+
+
+async def _write(round_: Round, held: Conversation) -> None:
+    for _ in range(round_.rng.randint(1, 3)):
+        token = round_.token()
+        if round_.rng.random() < 0.4:
+            await _add_items(round_, held, token)
+            continue
+        text = round_.words(token, 1, 10)
+        said = round_.ask(text)
+        turn = Turn(token, [said, text], round_.ledger.now())
+        held.turns.append(turn)
+        try:
+            body = {"input": said, "conversation": held.id}
+            response = await round_.create(body, "turn", token, text=text, conversation=held.id)
+        except Refused as refused:
+            _locked(turn, refused)
+            continue
+        if response.final["status"] == "completed":
+            turn.acked = round_.ledger.now()
+
+
+async def _add_items(round_: Round, held: Conversation, token: str) -> None:
+    texts = [f"{token} item {n}" for n in range(round_.rng.randint(1, 3))]
+    turn = Turn(token, texts, round_.ledger.now())
+    held.turns.append(turn)
+    items = [{"type": "message", "role": "user", "content": text} for text in texts]
+    try:
+        await round_.client.call("POST", f"/conversations/{held.id}/items", {"items": items})
+    except Refused as refused:
+        _locked(turn, refused)
+    else:
+        turn.acked = round_.ledger.now()
+
+
+def _locked(turn: Turn, refused: Refused) -> None:
+    if refused.code != LOCKED:
+        raise refused
+    turn.refused = True
+
+
+async def _fork(round_: Round, held: Conversation) -> None:
+    items = await round_.client.pages(f"/conversations/{held.id}/items")
+    held.unknown_forks = True
+    body = {"after_item_id": round_.rng.choice(items)["id"]} if items and round_.rng.random() < 0.6 else {}
+    asked = await round_.client.call("POST", f"/conversations/{held.id}/fork", body)
+    shared = items
+    if body:
+        place = next(n for n, item in enumerate(items) if item["id"] == body["after_item_id"])
+        shared = items[: place + 1]
+    forked = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"], base=shared, parent=held.id)
+    held.forks.append(forked.id)
+    held.unknown_forks = False
+    await _write(round_, forked)
+    if round_.rng.random() < 0.4:
+        await _delete_conversation(round_, round_.rng.choice((held, forked)))
+
+
+async def _delete_conversation(round_: Round, held: Conversation) -> None:
+    held.delete_asked = True
+    try:
+        await round_.client.call("DELETE", f"/conversations/{held.id}")
+    except Refused as refused:
+        if refused.code != LOCKED:
+            raise
+        held.delete_asked = False
+        return
+    held.deleted = True
+
+
+async def _delete_turn(round_: Round, held: Conversation) -> None:
+    """Delete a response that is a part of a conversation: its items go with it."""
+    tokens = {turn.token: turn for turn in held.turns if turn.acked and len(turn.texts) == 2}
+    for response in list(round_.ledger.responses.values()):
+        if response.token in tokens and response.conversation and not response.delete_asked:
+            turn = tokens[response.token]
+            turn.remove_asked = response.delete_asked = True
+            await round_.client.call("DELETE", f"/responses/{response.id}")
+            turn.removed = response.deleted = True
+            round_.ledger.erased.add(response.token)
+            return
+
+
+async def deletion(round_: Round) -> None:
+    """Make a response, some with an image and long instructions, and delete it."""
+    token = round_.token()
+    text = round_.words(token)
+    said = round_.ask(text)
+    body: dict[str, Any] = {"input": said}
+    if round_.rng.random() < 0.5:
+        parts = [{"type": "input_image", "image_url": picture(token)}, {"type": "input_text", "text": said}]
+        body = {"input": [{"role": "user", "content": parts}], "instructions": f"{token} be brief. " * 40}
+    response = await round_.create(body, "deletion", token, text=text)
+    if round_.rng.random() < 0.3:
+        return
+    response.delete_asked = True
+    await round_.client.call("DELETE", f"/responses/{response.id}")
+    response.deleted = True
+    round_.ledger.erased.add(token)
+
+
+async def deletion_while_running(round_: Round) -> None:
+    """Delete a background response that is still being generated."""
+    token = round_.token()
+    body = {"model": MODEL, "input": round_.ask(round_.words(token, 40, 80), 10), "background": True}
+    shown = await round_.client.call("POST", "/responses", body)
+    response = round_.ledger.new_response(shown["id"], "deletion", token, streamed=True)
+    await asyncio.sleep(round_.rng.random() * 0.1)
+    response.delete_asked = True
+    await round_.client.call("DELETE", f"/responses/{response.id}")
+    response.deleted = True
+    round_.ledger.erased.add(token)
+
+
+async def cancellation(round_: Round) -> None:
+    """Cancel a slow background response."""
+    token = round_.token()
+    body = {"model": MODEL, "input": round_.ask(round_.words(token, 60, 90), 20), "background": True}
+    shown = await round_.client.call("POST", "/responses", body)
+    response = round_.ledger.new_response(shown["id"], "cancellation", token, streamed=True)
+    await asyncio.sleep(round_.rng.random() * 0.1)
+    response.cancel_asked = True
+    shown = await round_.client.call("POST", f"/responses/{response.id}/cancel")
+    assert shown["status"] in ENDED, f"{response.id} was cancelled and is {shown['status']}"
+    response.end(shown)
+    response.cancelled = shown["status"] == "cancelled"
+
+
+async def hosted_tools(round_: Round) -> None:
+    """A run of several model calls and calls of hosted tools."""
+    token = round_.token()
+    effects = [round_.rng.choice(("effect", "effect", "idempotent", "read")) for _ in range(round_.rng.randint(1, 3))]
+    calls = [
+        f'call: probe_{effect} {{"token":"{token}","delay_ms":{round_.rng.choice((0, 5, 20))}}}' for effect in effects
+    ]
+    await round_.create({"input": "\n".join(calls), "tools": PROBES}, "tools", token, effects=True)
+
+
+async def client_tools(round_: Round) -> None:
+    """The model calls the client; the client answers in a new run, unless the server dies in between."""
+    token = round_.token()
+    function = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
+    said = f'call: look_up {{"word":"{token}"}}'
+    response = await round_.create({"input": said, "tools": [function]}, "call", token)
+    calls = [item for item in response.final["output"] if item["type"] == "function_call"]
+    assert len(calls) == 1, f"{response.id} has {len(calls)} calls"
+    if round_.kill is not None:
+        round_.kill()
+    answer = round_.token()
+    output = {"type": "function_call_output", "call_id": calls[0]["call_id"], "output": answer}
+    body = {"input": [output], "previous_response_id": response.id, "tools": [function]}
+    await round_.create(body, "call output", answer, text=f"The tool answered: {answer}")
+
+
+def picture(token: str) -> str:
+    """A small PNG, unlike any other, as a data URL."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\x00\x7f")
+    parts = (("IHDR", header), ("tEXt", b"Comment\x00" + token.encode()), ("IDAT", pixels), ("IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind.encode(), data) for kind, data in parts)
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+ACTORS: dict[Callable[[Round], Awaitable[None]], int] = {
+    plain: 6,
+    unstored: 2,
+    chain: 3,
+    conversation: 4,
+    deletion: 3,
+    deletion_while_running: 1,
+    cancellation: 1,
+    hosted_tools: 4,
+    client_tools: 2,
+}
+"""Everything that is done, and how often in comparison."""
