@@ -18,7 +18,7 @@ import pytest
 from stateroom.app import JOURNAL
 from stateroom.testing.process import ModelProcess, ServerProcess
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,11 @@ class BranchState:
         self.size += len(entry.body)
         self.apply_record(entry.seq, entry.run, entry.at, decode(entry.kind, entry.body))
 
+    def begin_own(self) -> None:
+        """What comes next is the branch's own: of its parent it has the items, not the conversation or an open run."""
+        self.conversation, self.metadata, self.created_at, self.deleted = "", {}, 0, False
+        self.open = None
+
     def apply_record(self, seq: int, run: int, at: int, record: Record) -> None:
         """As `apply`, for a record that is decoded already."""
         self.head = seq

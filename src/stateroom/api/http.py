@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -22,7 +23,7 @@ from stateroom.wire.sse import KEEPALIVE
 log = logging.getLogger("stateroom.api")
 
 KEEPALIVE_SECONDS = 15.0
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]", "::1", "testserver"})
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
@@ -222,14 +223,21 @@ class Edge:
 
 def _is_local(scope: Scope) -> bool:
     for name, value in scope["headers"]:
-        if name == b"host" and _host(value.decode("latin-1")) not in LOOPBACK_HOSTS:
+        if name == b"host" and not _is_this_machine(_host(value.decode("latin-1"))):
             return False
-        if name == b"origin":
-            origin = value.decode("latin-1")
-            if (urlsplit(origin).hostname or "") not in LOOPBACK_HOSTS:
-                return False
+        if name == b"origin" and not _is_this_machine(urlsplit(value.decode("latin-1")).hostname or ""):
+            return False
     return True
 
 
 def _host(value: str) -> str:
     return value if value.endswith("]") else value.rsplit(":", 1)[0]
+
+
+def _is_this_machine(host: str) -> bool:
+    if host in LOCAL_NAMES:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

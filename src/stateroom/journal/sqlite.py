@@ -48,8 +48,8 @@ def open_sqlite(
     clock = clock or SystemClock()
     migrations = read_migrations() if migrations is None else migrations
     queries = read_queries()
-    check_header(path, len(migrations))
     try:
+        check_header(path, len(migrations))
         connection = connect_writer(path, durability)
         try:
             migrate(connection, migrations, path, int(clock.now() * 1000))

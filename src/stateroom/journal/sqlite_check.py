@@ -21,7 +21,10 @@ def check_file(path: Path) -> list[str]:
 def find_damage(connection: apsw.Connection) -> list[str]:
     """The same on an open connection."""
     queries = read_queries()
-    found = [f"file: {text}" for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
+    try:
+        found = [f"file: {text}" for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        return [f"file: {error}"]
     if found:
         return found
     for name, count, missing in connection.execute(queries["check_branches"]):

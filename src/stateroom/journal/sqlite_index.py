@@ -68,7 +68,7 @@ class IndexWriter:
             match change:
                 case PutRun():
                     place, surface = place_of(branch, change.start), pack_word(SURFACE_CODES, change.surface)
-                    self._do("put_run", (entry, place, 1, surface))
+                    self._do("put_run", (entry, place, project, surface))
                     self._do("put_run_id", (project, change.id, entry))
                 case EndRun():
                     status = pack_word(STATUS_CODES, change.status)

@@ -7,7 +7,7 @@ Every backend passes `stateroom.testing.backend_conformance`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -122,7 +122,7 @@ class Backend(Protocol):
         """What it serves now. Raises BackendError when it cannot be asked."""
         ...
 
-    def generate(self, call: ModelCall) -> AsyncIterator[Sequence[Delta]]:
+    def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
         """Batches of deltas, the last of which ends in `Finished`.
 
         Raises BackendError subclasses. Retries by itself, with backoff, while no delta has been given out. Closing the

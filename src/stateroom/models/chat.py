@@ -185,7 +185,8 @@ class ChatBackend:
         return decoder.feed(data) if data else None
 
     def _idle(self, decoder: ChatDecoder) -> float:
-        return GRACE_SECONDS if decoder.finish else self.settings.idle_timeout_seconds
+        idle = self.settings.idle_timeout_seconds
+        return min(GRACE_SECONDS, idle) if decoder.finish else idle
 
     def _note_reasoning(self, field: str) -> None:
         if field and self.settings.reasoning_field == "auto":

@@ -281,7 +281,7 @@ def _logprobs(value: Any) -> list[Any] | None:
 
 
 def _tops(value: Any) -> list[Any]:
-    return [_logprob(top) for top in value if isinstance(top, dict)] if value else []
+    return [_logprob(top) for top in value if isinstance(top, dict)] if isinstance(value, list) else []
 
 
 def _logprob(one: dict[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,8 @@ class Branches:
         if row is not None:
             state.head = row.parent_seq
             for number, entry in enumerate(await self._journal.read(project, branch)):
+                if entry.seq == row.parent_seq + 1:
+                    state.begin_own()
                 state.apply(entry)
                 if number % 512 == 511:
                     await asyncio.sleep(0)

@@ -22,6 +22,7 @@ from stateroom.journal.entries import (
     ItemFinished,
     ItemsAdded,
     Kind,
+    Record,
     RunStarted,
     decode,
     encode,
@@ -56,6 +57,9 @@ class Erasure:
             # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
             held = [*run.input_items(row.start), *run.output_items(row.start)]
             self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
+            await self._erase_copies(project, row.branch, frozenset(item.id for item in held))
+        if not await self._lives(project, row.branch):
+            await self._erase_unneeded(project, row.branch)
 
     async def erase_conversation(self, active: ActiveBranch) -> None:
         """Erase a conversation that the caller has taken, as far as no fork needs it."""
@@ -101,13 +105,39 @@ class Erasure:
             branch = row.parent
             row = await self._journal.branch(active.project, branch)
         after = row.parent_seq if row is not None else -1
-        for entry in await self._journal.read(active.project, branch, after=after, upto=held.seq):
-            body = _without(entry, item_id)
-            if body is not None:
-                await self._redact(active.project, branch, {entry.seq: body[0]}, body[1])
-                self._branches.erase(active.project, frozenset({(held.id, held.seq), (held.id, entry.run)}))
-                return True
-        return False
+        entries = await self._journal.read(active.project, branch, after=after, upto=held.seq)
+        found = await self._erase_items(active.project, branch, entries, frozenset({item_id}))
+        self._branches.erase(active.project, frozenset({(item_id, held.seq)}))
+        await self._erase_copies(active.project, branch, frozenset({item_id}))
+        return found
+
+    async def _erase_copies(self, project: str, branch: str, item_ids: frozenset[str]) -> None:
+        """A fork that cuts an entry in two begins with copies of the items before the cut: they go, too."""
+        forks = list(await self._index.children(project, branch))
+        while forks:
+            fork = forks.pop()
+            entries = await self._journal.read(project, fork.id, after=fork.parent_seq, upto=fork.parent_seq + 2)
+            if entries and entries[0].kind == Kind.CONVERSATION_CREATED:
+                await self._erase_items(project, fork.id, entries[1:], item_ids)
+            forks += await self._index.children(project, fork.id)
+
+    async def _erase_items(self, project: str, branch: str, entries: list[Entry], item_ids: frozenset[str]) -> bool:
+        """Erase all items by these ids in own entries of a branch; whether there were any."""
+        bodies: dict[int, bytes | None] = {}
+        digests: set[str] = set()
+        keys: dict[int, str] = {}
+        for entry in entries:
+            record = decode(entry.kind, entry.body)
+            if isinstance(record, RunStarted):
+                keys[entry.seq] = ids.key_of(record.id)
+            rest = _without(record, keys.get(entry.run, ""), item_ids)
+            if rest is not None:
+                bodies[entry.seq] = rest[0]
+                digests |= rest[1]
+        await self._redact(project, branch, bodies, digests)
+        seqs = {seq for entry in entries if entry.seq in bodies for seq in (entry.seq, entry.run)}
+        self._branches.erase(project, frozenset((item_id, seq) for item_id in item_ids for seq in seqs))
+        return bool(bodies)
 
     async def _erase(self, project: str, branch: str, entries: list[Entry]) -> None:
         bodies: dict[int, bytes | None] = {}
@@ -141,23 +171,25 @@ def _digests(entry: Entry) -> set[str]:
             return set()
 
 
-def _without(entry: Entry, item_id: str) -> tuple[bytes | None, set[str]] | None:
-    """The entry's body without the item (None: nothing of it is left) and the item's blobs; None: not in there."""
-    record = decode(entry.kind, entry.body)
-    parsed = ids.parse_item_id(item_id)
+def _without(record: Record, run_key: str, item_ids: frozenset[str]) -> tuple[bytes | None, set[str]] | None:
+    """An entry's body without these items (None: nothing of it is left), and their blobs; None: they are not in it.
+
+    `run_key` owns the id of the item that a run finished.
+    """
     if isinstance(record, ItemFinished):
-        owner = parsed is not None and parsed[1] == ids.OUTPUT_BASE + record.index
-        return (None, set(blob_digests([record.item]))) if owner else None
+        own = ids.item_id(item_prefix(record.item), run_key, ids.OUTPUT_BASE + record.index)
+        return (None, set(blob_digests([record.item]))) if own in item_ids else None
     if isinstance(record, RunStarted):
         key, items = ids.key_of(record.id), record.input
     elif isinstance(record, ItemsAdded):
         key, items = record.key, record.items
     else:
         return None
-    for position, item in enumerate(items):
-        own = item.get("id") or ids.item_id(item_prefix(item), key, position)
-        if item.get("type") != "erased" and own == item_id:
-            rest: list[Item] = [*items[:position], dict(ERASED_ITEM), *items[position + 1 :]]
-            field = "input" if isinstance(record, RunStarted) else "items"
-            return encode(msgspec.structs.replace(record, **{field: rest})), set(blob_digests([item]))
-    return None
+    own_ids = [item.get("id") or ids.item_id(item_prefix(item), key, position) for position, item in enumerate(items)]
+    gone = [own in item_ids and item.get("type") != "erased" for own, item in zip(own_ids, items, strict=True)]
+    if not any(gone):
+        return None
+    rest: list[Item] = [dict(ERASED_ITEM) if out else item for out, item in zip(gone, items, strict=True)]
+    field = "input" if isinstance(record, RunStarted) else "items"
+    body = encode(msgspec.structs.replace(record, **{field: rest}))
+    return body, set(blob_digests(item for out, item in zip(gone, items, strict=True) if out))

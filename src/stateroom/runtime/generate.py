@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import partial
 
 import msgspec
@@ -112,24 +113,25 @@ class Generator:
     async def _stream(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
         finished: Finished | None = None
         writer, live = run.writer, run.renderer is not None
-        async for batch in backend.generate(call):
-            for delta in batch:
-                kind = type(delta)
-                if kind is TextDelta:
-                    assembler.text(delta.text, delta.logprobs)  # type: ignore[union-attr]  # narrowed by `kind`, which is cheaper than isinstance here
-                elif isinstance(delta, ToolCallDelta):
-                    assembler.call(delta.key, delta.call_id, delta.name, delta.arguments, delta.extra)
-                elif isinstance(delta, ReasoningDelta):
-                    assembler.reason(delta.text)
-                elif isinstance(delta, RefusalDelta):
-                    assembler.refuse(delta.text)
-                elif isinstance(delta, Finished):
-                    finished = delta
-            if assembler.size > self._limits.output_bytes:
-                return Finished("length", finished.usage if finished else None)
-            if live:
-                self._keep_finished(run, assembler)
-                writer.touch()
+        async with aclosing(backend.generate(call)) as batches:
+            async for batch in batches:
+                for delta in batch:
+                    kind = type(delta)
+                    if kind is TextDelta:
+                        assembler.text(delta.text, delta.logprobs)  # type: ignore[union-attr]  # narrowed by `kind`, which is cheaper than isinstance here
+                    elif isinstance(delta, ToolCallDelta):
+                        assembler.call(delta.key, delta.call_id, delta.name, delta.arguments, delta.extra)
+                    elif isinstance(delta, ReasoningDelta):
+                        assembler.reason(delta.text)
+                    elif isinstance(delta, RefusalDelta):
+                        assembler.refuse(delta.text)
+                    elif isinstance(delta, Finished):
+                        finished = delta
+                if assembler.size > self._limits.output_bytes:
+                    return Finished("length", finished.usage if finished else None)
+                if live:
+                    self._keep_finished(run, assembler)
+                    writer.touch()
         if finished is None:
             raise BackendFailed("The model server ended its answer without saying that it was complete.")
         return finished

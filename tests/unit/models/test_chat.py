@@ -22,7 +22,7 @@ from stateroom.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
-from stateroom.models.backend import Delta, Finished, FunctionSpec, Model, ModelCall
+from stateroom.models.backend import Delta, Finished, FunctionSpec, Model, ModelCall, TextDelta
 from stateroom.models.chat import ChatBackend
 from stateroom.models.chat_request import Dialect, encode_request
 from stateroom.settings import BackendSettings
@@ -484,30 +484,44 @@ async def test_a_finished_answer_leaves_the_connection_for_the_next() -> None:
         assert it.script.dropped == 0
 
 
-async def test_a_connection_whose_last_byte_comes_late_is_used_again() -> None:
-    events = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-    connections = 0
+@asynccontextmanager
+async def raw_server(events: bytes, late: bytes = b"") -> AsyncIterator[tuple[str, list[int]]]:
+    """Answers every request with these events at once, and the late bytes a little after; counts connections."""
+    connections: list[int] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError):
+        connections.append(1)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 await reader.readuntil(b"}}")
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
                 )
                 writer.write(b"%x\r\n%b\r\n" % (len(events), events))
-                asyncio.get_running_loop().call_later(0.02, writer.write, b"0\r\n\r\n")
+                asyncio.get_running_loop().call_later(0.02, writer.write, late)
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        backend = ChatBackend(BackendSettings(f"http://127.0.0.1:{port}/v1"))
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", connections
+
+
+LAST = b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
+
+
+async def test_a_connection_whose_last_byte_comes_late_is_used_again() -> None:
+    async with raw_server(LAST + b"data: [DONE]\n\n", b"0\r\n\r\n") as (url, connections):
+        backend = ChatBackend(BackendSettings(url))
         for _ in range(2):
-            assert text_of(await collect(backend, make_call("m", user("x"), stream=True))) == "x"
+            assert text_of(await collect(backend, make_call("m", user("x")))) == "x"
         await backend.close()
-    assert connections == 1
+    assert len(connections) == 1
+
+
+async def test_a_stream_that_stays_open_after_its_finish_reason_is_complete() -> None:
+    async with raw_server(LAST) as (url, _):
+        backend = ChatBackend(BackendSettings(url, idle_timeout_seconds=0.1))
+        assert await collect(backend, make_call("m", user("x"))) == [TextDelta("x"), Finished("stop")]
+        await backend.close()
 
 
 async def test_no_more_connections_are_opened_than_the_settings_allow() -> None:

@@ -253,6 +253,15 @@ def test_log_probabilities_without_bytes_get_those_of_the_token() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "logprobs", [5, "x", {"content": 5}, {"content": [5]}, {"content": [{"top_logprobs": 5}, {"bytes": 5, "token": 5}]}]
+)
+def test_log_probabilities_of_any_shape_do_no_harm(logprobs: Any) -> None:
+    given = chunk(content="a")
+    given["choices"][0]["logprobs"] = logprobs
+    assert text_of(stream(given)) == "a"
+
+
 def test_a_stream_may_end_without_done_once_the_reason_has_come() -> None:
     assert decode(sse(chunk(content="x"), chunk("stop")))[-1] == Finished("stop")
     assert decode(sse(chunk(content="x"), chunk("stop")).rstrip(b"\n"))[-1] == Finished("stop")
@@ -332,9 +341,9 @@ def test_a_whole_answer_that_is_none_fails(body: bytes) -> None:
 
 
 REPLY = Reply(
-    text="Grüße, Welt \U0001f30d! data: [DONE]\n\nend",
-    reasoning="first\r\nsecond",
-    calls=(Call("look", '{"place": "Köln\\n\\ndata: x"}'), Call("now"), Call("look", '{"a":[1,2,{"b":"c"}]}')),
+    text="Grüße \U0001f30d! data: [DONE]\n\nend",
+    reasoning="first\r\n",
+    calls=(Call("look", '{"a": "ö\\n\\ndata:"}'), Call("now"), Call("look", '{"a":[{}]}')),
 )
 REQUEST = ChatRequest(messages=[Message("user", "hi")], stream=True, stream_options={"include_usage": True})
 DIALECTS = [
@@ -363,11 +372,11 @@ def test_a_chunk_may_be_split_at_any_byte(quirks: Quirks) -> None:
         decoder = ChatDecoder(server="s")
         deltas = decoder.feed(data[:at]) + decoder.feed(data[at:])
         assert merged(deltas + decoder.end()) == whole, at
-    for step in (1, 2, 3, 7):
+    for step in (1, 3):
         assert merged(decode(data, step)) == whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.text(max_size=12), max_size=8),
     st.sampled_from(["\n\n", "\r\n\r\n", "\r\r", "\n\n\n"]),
@@ -394,7 +403,7 @@ def test_the_splitter_gives_back_any_text_in_any_pieces(
 TOKENS = [b"data: ", b"\n\n", b"\r", b'{"choices":[', b"[DONE]"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(TOKENS)), max_size=20))
 def test_garbage_ends_in_deltas_or_a_clear_error(pieces: list[bytes]) -> None:
     decoder = ChatDecoder(server="s")
@@ -420,7 +429,7 @@ def choice(delta: Any, tops: Any) -> Any:
     return {"choices": [{"delta": delta, "message": delta, "logprobs": logprobs}]}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(VALUES, st.builds(choice, VALUES, VALUES)), max_size=4))
 def test_chunks_of_any_shape_end_in_deltas_or_a_clear_error(chunks: list[Any]) -> None:
     for decoded in (lambda: decode(sse(*chunks, "[DONE]")), lambda: whole_of(chunks)):
