@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-_HEAD: Final = ("", "figure", "Stateroom", "budget", "model server directly", "beside it")
+_HEAD: Final = ("", "figure", "Stateroom", "budget", "model server directly", "more; least–most of the repeats")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,12 +36,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def number(value: float) -> str:
-    """Three digits that count, or all of a whole number."""
+    """Two or three digits that count, or all of a whole number."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) >= 10:
         return f"{value:.1f}".removesuffix(".0")
-    return f"{value:.2f}".removesuffix(".00")
+    return f"{value:.2f}".removesuffix(".00") if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def spread(values: Sequence[float]) -> str:

@@ -30,7 +30,7 @@ from stateroom.api.surface import ResponsesSurface
 from stateroom.blobs.directory import open_directory
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.clock import SystemClock
-from stateroom.errors import StateroomError
+from stateroom.errors import StateroomError, StorageError
 from stateroom.journal.lock import lock_directory
 from stateroom.journal.memory import MemoryJournal
 from stateroom.journal.sqlite import SqliteJournal, open_sqlite
@@ -123,7 +123,7 @@ class Application:
         )
         held = HeldBlobs(self.blobs)
         inputs = Inputs(self.journal, self.journal, self.blobs, held, guard, sealer, limits)
-        erasure = Erasure(self.journal, self.journal, self.blobs, held, self.branches, clock)
+        self.erasure = Erasure(self.journal, self.journal, self.blobs, held, self.branches, clock)
         generator = Generator(self.router, self.blobs, sealer, limits, clock)
         hosted = {tool.type: tool for tool in tools}
         surface = ResponsesSurface(hosted)
@@ -133,7 +133,7 @@ class Application:
             index=self.journal,
             branches=self.branches,
             inputs=inputs,
-            erasure=erasure,
+            erasure=self.erasure,
             generator=generator,
             router=self.router,
             surfaces={surface.name: surface},
@@ -144,7 +144,7 @@ class Application:
             worker, runs_max=limits.runs, waiting_max=limits.waiting_runs, on_done=self.runs.ended
         )
         self.leases = LeaseKeeper(self.journal, self.runs)
-        self.conversations = Conversations(self.journal, self.branches, self.runs, inputs, erasure)
+        self.conversations = Conversations(self.journal, self.branches, self.runs, inputs, self.erasure)
         self.asgi: ASGIApp = self._routes()
 
     def _routes(self) -> ASGIApp:
@@ -182,6 +182,7 @@ class Application:
         await self.router.refresh()
         recovered = await self.runs.recover()
         self.leases.start()
+        self.dispatcher.at(0.0, self._sweep)
         if recovered:
             log.info("runs.recovered count=%d", recovered)
 
@@ -194,6 +195,12 @@ class Application:
         await self.journal.close()
         self._lock.release()
         return parked
+
+    async def _sweep(self) -> None:
+        try:
+            await self.erasure.sweep()
+        except StorageError as error:
+            log.warning("blobs.not_swept code=%s they are swept at the next start", error.code)
 
     def _why_unready(self) -> str:
         if self.fenced:

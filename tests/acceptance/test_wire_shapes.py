@@ -181,9 +181,7 @@ def test_what_was_said_before_a_failure_is_marked_as_incomplete(url: str) -> Non
 
 
 def test_log_probabilities_come_with_the_deltas_and_in_the_final_part(url: str) -> None:
-    events = stream(
-        url, {"input": "say: one two", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
-    )
+    events = stream(url, {"input": "say: one two", "include": ["message.output_text.logprobs"], "top_logprobs": 2})
     streamed = [one for event in events if event["type"] == "response.output_text.delta" for one in event["logprobs"]]
     final = events[-1]["response"]["output"][0]["content"][0]["logprobs"]
     assert [one["token"] for one in final] == ["one", " two"]

@@ -325,7 +325,9 @@ def told(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Role and text of each message, calls and results in short."""
     lines = []
     for message in messages:
-        calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()]
+        calls = [
+            f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()
+        ]
         content = message.get("content")
         lines.append((message["role"], " ".join([*([content] if isinstance(content, str) else ()), *calls])))
     return lines

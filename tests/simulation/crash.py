@@ -219,6 +219,8 @@ class Directory:
         if plan.manner not in ("time", "client"):
             await asyncio.to_thread(self._arm, f"{plan.manner}:{plan.count}")
         await asyncio.wait((dead, working), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await asyncio.wait((dead,), timeout=1.0)
         by_itself = dead.done()
         if not by_itself:
             await asyncio.to_thread(self.server.kill)

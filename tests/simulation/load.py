@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.simulation.client import Client, Gone, Refused
+from tests.simulation.client import Client, Event, Gone, Refused
 from tests.simulation.ledger import Chain, Conversation, Ledger, Response, Turn
 
 MODEL = "scripted"
@@ -136,21 +136,17 @@ class Round:
     async def _read_beside(self, response: Response) -> None:
         """What two readers get must be the same; the first one may be ahead or behind."""
         start = self.rng.randint(-1, 8)
-        got: list[tuple[int, bytes]] = []
+        got: list[Event] = []
         try:
-            async for event in self.client.stream(
-                "GET", f"/responses/{response.id}?stream=true&starting_after={start}"
-            ):
-                got.append((event.number, event.raw))
+            path = f"/responses/{response.id}?stream=true&starting_after={start}"
+            async for event in self.client.stream("GET", path):
+                got.append(event)
         except (Gone, Refused):
             pass  # what it was given until then still has to hold
-        for place, (number, _) in enumerate(got):
-            assert number == start + 1 + place, f"a reader of {response.id} from {start} got {number} as number {place}"
-        for number, raw in got:
-            if number < len(response.events):
-                assert response.events[number] == raw, f"two readers of {response.id} differ at {number}"
-        if got and got[0][0] <= len(response.events) <= got[-1][0]:
-            response.events += [raw for number, raw in got if number >= len(response.events)]
+        for place, event in enumerate(got, start + 1):
+            assert event.number == place, f"a reader of {response.id} from {start} got {event.number}, not {place}"
+            if event.number <= len(response.events):
+                response.see(event)
 
 
 # The actors.

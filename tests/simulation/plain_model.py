@@ -82,7 +82,7 @@ class Branch:
         return reached or any(child.lives() for child in self.children)
 
     def drop_unneeded(self) -> None:
-        """Its conversation was deleted: what no living fork shares goes, and so may what a parent kept for it."""
+        """Nobody reaches it any more: what no living fork shares goes, and so may what a parent kept for it."""
         kept = max((child.shared for child in self.children if child.lives()), default=0)
         for entry in self.own[max(0, kept - self.shared) :]:
             for item in entry.items:
@@ -103,6 +103,8 @@ class Response:
     output: list[Item]
     previous: str
     conversation: str
+    failed: bool = False
+    """It can be looked at and continued, but its items are no part of its branch."""
     alive: bool = True
 
     def context(self) -> list[Item]:
@@ -119,6 +121,8 @@ class Response:
         self.alive = False
         for item in [*self.input, *self.output]:
             item.deleted = True
+        if not self.branch.lives():
+            self.branch.drop_unneeded()
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -20,8 +20,13 @@ from tests.simulation.plain_model import Branch, Conversation, Entry, Item, Resp
 T = TypeVar("T")
 
 RESTARTS_MAX = 2
+FEW = 3
+"""New things are begun while there are fewer: what is there already is to get longer and to branch."""
 PICK = st.integers(0, 1_000_000)
 LIMIT = st.integers(1, 5)
+WAYS = ("", "stream", "background")
+OWN = st.integers(0, 9)
+"""Below 4: the client names the first item itself, by an id that it also uses elsewhere."""
 
 
 class World:
@@ -77,6 +82,7 @@ class ApiMachine(RuleBasedStateMachine):
         self.create_conversation(2)
         self.start_chain(1)
 
+    @precondition(lambda self: len(self._alive(self.conversations)) < FEW)
     @rule(count=st.integers(0, 3))
     def create_conversation(self, count: int) -> None:
         made = self._added(count)
@@ -86,40 +92,54 @@ class ApiMachine(RuleBasedStateMachine):
         self._keep(conversation)
         self._append_items(conversation, made)
 
+    @precondition(lambda self: len(self._alive(self.responses)) < FEW)
     @rule(count=st.integers(1, 3))
     def start_chain(self, count: int) -> None:
-        self._respond(Branch(), count, {})
+        self._respond(Branch(), self._said(count), {})
+
+    @precondition(lambda self: len(self._alive(self.responses)) < 3 * FEW and self._referable())
+    @rule(picks=st.lists(PICK, min_size=1, max_size=2))
+    def start_chain_from_references(self, picks: list[int]) -> None:
+        items = self._referable()
+        named = {item.id: item for item in (items[pick % len(items)] for pick in picks)}
+        given = [Item(item.id, item.role, item.text) for item in named.values()]
+        said = self._said(1)
+        sent = [{"type": "item_reference", "id": item.id} for item in given]
+        self._respond(Branch(), [*given, *said], {"input": [*sent, *_sent(said)]})
 
     @precondition(lambda self: self._alive(self.responses))
-    @rule(pick=PICK, count=st.integers(1, 2), ways=st.sampled_from(("", "stream", "background", "unstored", "failing")))
-    def continue_response(self, pick: int, count: int, ways: str) -> None:
+    @rule(pick=PICK, count=st.integers(1, 2), ways=st.sampled_from((*WAYS, "unstored", "failing")), own=OWN)
+    def continue_response(self, pick: int, count: int, ways: str, own: int) -> None:
         parent = self._pick(self.responses, pick)
         if ways == "unstored":
-            self._ask_in_passing(parent, count)
+            self._ask_in_passing(parent, self._said(count))
         elif ways == "failing":
-            self._fail({"previous_response_id": parent.id})
+            self._fail(parent.continued(), {"previous_response_id": parent.id}, previous=parent.id)
         else:
-            self._respond(parent.continued(), count, {"previous_response_id": parent.id}, ways, previous=parent.id)
+            branch = parent.continued()
+            said = self._own(branch, self._said(count), own)
+            self._respond(branch, said, {"previous_response_id": parent.id}, ways, previous=parent.id)
 
     @precondition(lambda self: self._alive(self.conversations))
-    @rule(pick=PICK, count=st.integers(1, 2), ways=st.sampled_from(("", "stream", "background", "failing")))
-    def respond_in_conversation(self, pick: int, count: int, ways: str) -> None:
+    @rule(pick=PICK, count=st.integers(1, 2), ways=st.sampled_from((*WAYS, "failing")), own=OWN)
+    def respond_in_conversation(self, pick: int, count: int, ways: str, own: int) -> None:
         conversation = self._pick(self.conversations, pick)
         if ways == "failing":
-            self._fail({"conversation": conversation.id})
+            self._fail(conversation.branch, {"conversation": conversation.id}, conversation=conversation.id)
         else:
             named = {"conversation": {"id": conversation.id} if pick % 2 else conversation.id}
-            self._respond(conversation.branch, count, named, ways, conversation=conversation.id)
+            said = self._own(conversation.branch, self._said(count), own)
+            self._respond(conversation.branch, said, named, ways, conversation=conversation.id)
         self._check_conversation(conversation)
 
     @precondition(lambda self: self._alive(self.conversations))
-    @rule(pick=PICK, count=st.integers(1, 3))
-    def add_items(self, pick: int, count: int) -> None:
+    @rule(pick=PICK, count=st.integers(1, 3), own=OWN)
+    def add_items(self, pick: int, count: int, own: int) -> None:
         conversation = self._pick(self.conversations, pick)
-        made = self._added(count)
+        made = self._own(conversation.branch, self._added(count), own)
         answer = self.world.call("POST", f"/conversations/{conversation.id}/items", {"items": _sent(made)})
         for item, shown in zip(made, answer["data"], strict=True):
-            item.id = shown["id"]
+            item.id = item.id or shown["id"]
             assert _shown(shown) == _plain(item)
         conversation.branch.own.append(Entry(made))
         self._check_conversation(conversation)
@@ -144,7 +164,7 @@ class ApiMachine(RuleBasedStateMachine):
         self._check_conversation(conversation)
 
     @precondition(lambda self: self._alive(self.conversations))
-    @rule(pick=PICK, which=PICK, how=st.sampled_from(("end", "item", "item", "response")))
+    @rule(pick=PICK, which=PICK, how=st.sampled_from(("end", "item", "item", "item", "response")))
     def fork_conversation(self, pick: int, which: int, how: str) -> None:
         source = self._pick(self.conversations, pick)
         items = source.branch.items()
@@ -194,30 +214,22 @@ class ApiMachine(RuleBasedStateMachine):
         self.world.restart()
         self._check_everything()
 
-    @rule(limit=LIMIT, newest_first=st.booleans())
-    def list_conversations(self, limit: int, newest_first: bool) -> None:
-        expected = [one.id for one in self._alive(self.conversations)]
-        self._check_list("/conversations", self.conversations, expected, limit, newest_first)
-
-    @rule(limit=LIMIT, newest_first=st.booleans())
-    def list_responses(self, limit: int, newest_first: bool) -> None:
-        expected = [one.id for one in self._alive(self.responses)]
-        self._check_list("/responses", self.responses, expected, limit, newest_first)
-
-    @precondition(lambda self: self._alive(self.conversations))
-    @rule(pick=PICK, limit=LIMIT, newest_first=st.booleans())
-    def page_conversation_items(self, pick: int, limit: int, newest_first: bool) -> None:
-        conversation = self._pick(self.conversations, pick)
-        expected = [item.id for item in conversation.branch.items()]
-        path = f"/conversations/{conversation.id}/items"
-        assert self._page(path, limit, newest_first) == (expected[::-1] if newest_first else expected)
-
-    @precondition(lambda self: self._alive(self.responses))
-    @rule(pick=PICK, limit=LIMIT, newest_first=st.booleans())
-    def page_input_items(self, pick: int, limit: int, newest_first: bool) -> None:
-        response = self._pick(self.responses, pick)
-        expected = [item.id for item in response.context()]
-        path = f"/responses/{response.id}/input_items"
+    @rule(pick=PICK, limit=LIMIT, newest_first=st.booleans(), what=st.sampled_from(("all", "items", "input")))
+    def page_through(self, pick: int, limit: int, newest_first: bool, what: str) -> None:
+        conversations, responses = self._alive(self.conversations), self._alive(self.responses)
+        if what == "all":
+            self._check_list("/conversations", [one.id for one in conversations], limit, newest_first)
+            self._check_list("/responses", [one.id for one in responses], limit, newest_first)
+            return
+        if what == "items" and conversations:
+            conversation = self._pick(conversations, pick)
+            items, path = conversation.branch.items(), f"/conversations/{conversation.id}/items"
+        elif what == "input" and responses:
+            response = self._pick(responses, pick)
+            items, path = response.context(), f"/responses/{response.id}/input_items"
+        else:
+            return
+        expected = [item.id for item in items]
         assert self._page(path, limit, newest_first) == (expected[::-1] if newest_first else expected)
 
     def teardown(self) -> None:
@@ -228,14 +240,13 @@ class ApiMachine(RuleBasedStateMachine):
     def _respond(
         self,
         branch: Branch,
-        count: int,
+        given: list[Item],
         named: dict[str, Any],
         ways: str = "",
         previous: str = "",
         conversation: str = "",
     ) -> None:
         before = branch.items()
-        given = [*self._added(count - 1), Item("", "user", self.world.text("say"))]
         asked = self.world.host.script.received
         body = {"model": "scripted", "input": _sent(given), **named}
         if ways == "background":
@@ -249,11 +260,7 @@ class ApiMachine(RuleBasedStateMachine):
         said = Item(answer["output"][0]["id"], "assistant", given[-1].text.removeprefix("say: "))
         response = Response(answer["id"], branch, len(branch.entries()), given, [said], previous, conversation)
         branch.own.append(Entry([*given, said], response))
-        self.responses.append(response)
-        listed = self._items(f"/responses/{response.id}/input_items")
-        for item, shown in zip(given, listed[len(before) :], strict=True):
-            item.id = shown["id"]
-        self._check_response(response)
+        self._found(response)
 
     def _in_background(self, body: dict[str, Any]) -> Any:
         queued = self.world.call("POST", "/responses", {**body, "background": True})
@@ -278,24 +285,56 @@ class ApiMachine(RuleBasedStateMachine):
         assert lines[-1] == "[DONE]"
         return json.loads(lines[-2])["response"]
 
-    def _ask_in_passing(self, parent: Response, count: int) -> None:
+    def _ask_in_passing(self, parent: Response, given: list[Item]) -> None:
         """A response that is not stored sees the chain and leaves nothing in it."""
         before = parent.branch.items(parent.position + 1)
-        given = [*self._added(count - 1), Item("", "user", self.world.text("say"))]
         asked = self.world.host.script.received
         body = {"model": "scripted", "input": _sent(given), "previous_response_id": parent.id, "store": False}
         answer = self.world.call("POST", "/responses", body)
         self._check_request(asked, [*before, *given])
         assert self.world.send("GET", f"/responses/{answer['id']}")[0] == 404
 
-    def _fail(self, named: dict[str, Any]) -> None:
-        """A run that fails leaves nothing where it was to go."""
-        status, answer = self.world.send("POST", "/responses", {"model": "scripted", "input": "fail: 400 no", **named})
+    def _fail(self, branch: Branch, named: dict[str, Any], previous: str = "", conversation: str = "") -> None:
+        """A run that fails can be looked at afterwards and leaves nothing where it was to go."""
+        given = Item("", "user", self.world.text("fail: 400 because").replace("because:", "because"))
+        body = {"model": "scripted", "input": _sent([given]), **named}
+        status, answer = self.world.send("POST", "/responses", body)
         assert status == 400, answer
+        made = self.world.call("GET", "/responses?limit=1")["data"][0]
+        assert made["status"] == "failed"
+        response = Response(made["id"], branch, len(branch.entries()), [given], [], previous, conversation, failed=True)
+        branch.own.append(Entry([], response))
+        self._found(response)
+
+    def _found(self, response: Response) -> None:
+        """Learn the ids of a new response's input."""
+        self.responses.append(response)
+        listed = self._items(f"/responses/{response.id}/input_items")
+        assert len(listed) == len(response.context())
+        for item, shown in zip(response.input, listed[-len(response.input) :], strict=True):
+            item.id = item.id or shown["id"]
+        self._check_response(response)
 
     def _added(self, count: int) -> list[Item]:
         roles = ("user", "assistant", "developer")
         return [Item("", roles[n % 3], self.world.text("item")) for n in range(count)]
+
+    def _said(self, count: int) -> list[Item]:
+        return [*self._added(count - 1), Item("", "user", self.world.text("say"))]
+
+    def _own(self, branch: Branch, items: list[Item], own: int) -> list[Item]:
+        """The same, the first one with an id that its client chose, if the branch does not have that already."""
+        if own < 4 and f"own_{own}" not in [item.id for item in branch.items()]:
+            items[0].id = f"own_{own}"
+        return items
+
+    def _referable(self) -> list[Item]:
+        return [
+            item
+            for response in self._alive(self.responses)
+            for item in (*([] if response.failed else living(response.input)), *living(response.output))
+            if not item.id.startswith("own_")
+        ]
 
     def _append_items(self, conversation: Conversation, made: list[Item]) -> None:
         for item, shown in zip(made, self._items(f"/conversations/{conversation.id}/items"), strict=True):
@@ -374,12 +413,10 @@ class ApiMachine(RuleBasedStateMachine):
             assert page["last_id"] == found[-1]
             after = f"&after={page['last_id']}"
 
-    def _check_list(self, path: str, held: Sequence[Any], expected: list[str], limit: int, newest_first: bool) -> None:
-        """What this history made is the newest of the server's; all of it is listed, by age, in pages."""
-        found: list[str] = []
+    def _check_list(self, path: str, expected: list[str], limit: int, newest_first: bool) -> None:
+        """What this history made is the newest that the server has; all of it is listed, by age, in pages."""
         after = f"&after={expected[0]}" if expected and not newest_first else ""
-        if not newest_first:
-            found = expected[:1]
+        found = [] if newest_first else expected[:1]
         while len(found) < len(expected):
             order = "desc" if newest_first else "asc"
             page = self.world.call("GET", f"{path}?limit={limit}&order={order}{after}")
@@ -389,7 +426,7 @@ class ApiMachine(RuleBasedStateMachine):
 
 
 def _sent(items: list[Item]) -> list[dict[str, Any]]:
-    return [{"role": item.role, "content": item.text} for item in items]
+    return [{**({"id": item.id} if item.id else {}), "role": item.role, "content": item.text} for item in items]
 
 
 def _plain(item: Item) -> tuple[str, str, str]:
@@ -407,10 +444,13 @@ def test_the_api_answers_as_a_plain_model_does(tmp_path: Path) -> None:
         run_state_machine_as_test(
             lambda: ApiMachine(world),
             settings=settings(
-                max_examples=12,
-                stateful_step_count=40,
+                max_examples=int(__import__("os").environ.get("N","12")),
+                stateful_step_count=int(__import__("os").environ.get("STEPS","50")),
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,
+                phases=(Phase.explicit, Phase.generate),  # shrinking over a real server takes minutes
+                report_multiple_bugs=False,
+                database=None,
             ),
         )

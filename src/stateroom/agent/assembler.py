@@ -142,6 +142,16 @@ class Assembler:
         last = self.finished.pop()
         self.finished.append(ItemFinished(last.index, last.item, finish, usage))
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the answer was taken in: it cannot simply be asked for again then."""
+        return bool(self.size or self.calls or self.refused_calls)
+
+    def forget_refused(self) -> None:
+        """Be ready for another try at an answer of which nothing but refused calls came: their keys come again."""
+        self.refused_calls.clear()
+        self._calls.clear()
+
     def cut_off(self) -> None:
         """Close what is open as incomplete: the answer will not go on."""
         self._close_flow(cut=True)
@@ -191,12 +201,12 @@ class Assembler:
         return parts
 
     def _open_call(self, key: int, call_id: str, name: str) -> None:
-        self._close_flow(cut=False)
         shape = self.shape_of(name)
         if shape is None:
             self.refused_calls.append(name)
             self._calls[key] = None
             return
+        self._close_flow(cut=False)
         self.calls += 1
         call = self._calls[key] = _Open(self._take_index(), "call")
         call.shape = shape

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from stateroom.agent.steps import HOSTED_CALL
 from stateroom.journal.entries import ContextItem, Item
 
@@ -25,12 +27,22 @@ class Context:
         self.source_count = 0
         """How many items of the branch are in it."""
         self._mark: tuple[int, int] | None = (0, 0)
+        self._measured = (0, 0)
+        """How many items were measured, and their size."""
 
     def extend(self, items: Sequence[ContextItem], images: Mapping[str, str]) -> None:
         """Add branch items; `images` gives the data URL of each blob that they refer to."""
         self.source_count += len(items)
         for held in items:
             self.items.extend(as_model_sees(held, images))
+
+    def size(self) -> int:
+        """Bytes of its items as JSON. Only what was added since the last time is measured."""
+        count, size = self._measured
+        for held in self.items[count:]:
+            size += len(msgspec.json.encode(held.item))
+        self._measured = (len(self.items), size)
+        return size
 
     def mark(self) -> None:
         """Remember this point for `rewind`."""
@@ -40,20 +52,31 @@ class Context:
         """Drop what came since the mark, as after a run that failed."""
         if self._mark is None:
             self.items, self.source_count = [], 0
-            self.cache.clear()
+            self._start_anew()
             return
         count, source = self._mark
         if len(self.items) != count:
             del self.items[count:]
-            self.cache.clear()
+            self._start_anew()
         self.source_count = source
 
     def erase(self, gone: Container[tuple[str, int]], source_count: int) -> None:
         """Forget items, by id and seq; a call that is under way keeps what it was given."""
-        self.items = [held for held in self.items if (held.id, held.seq) not in gone]
-        self.cache = {}
-        self.source_count -= source_count
-        self._mark = None
+        kept = [held for held in self.items if not _is_of(held, gone)]
+        if source_count or len(kept) != len(self.items):
+            self.items, self.cache = kept, {}
+            self.source_count -= source_count
+            self._measured = (0, 0)
+            self._mark = None
+
+    def _start_anew(self) -> None:
+        self.cache.clear()
+        self._measured = (0, 0)
+
+
+def _is_of(held: ContextItem, ids: Container[tuple[str, int]]) -> bool:
+    """Whether it stands for one of these branch items; the result of a hosted call goes by its id and an `o`."""
+    return (held.id, held.seq) in ids or (held.id[-1:] == "o" and (held.id[:-1], held.seq) in ids)
 
 
 def as_model_sees(held: ContextItem, images: Mapping[str, str]) -> Iterator[ContextItem]:

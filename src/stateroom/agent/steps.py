@@ -3,10 +3,10 @@
 The worker asks `next_step`, does what it says, appends what came of it, and asks again. A run that was cut off by a
 crash is asked the same question and gets its answer from the same table:
 
-    a hosted call without intent                        -> CallTool
+    a hosted call without intent                        -> CallTool, or SettleRefused beyond the caller's limit
     a hosted call with intent, without outcome          -> CallTool again if it may be repeated, else SettleUnknown
     the model's answer is not complete                  -> Generate
-    the answer was cut short (length, content filter)   -> End incomplete
+    the answer was cut short (length, content filter)   -> End incomplete; none of its hosted calls is carried out
     the answer has client calls                         -> End completed (the client answers in a new run)
     the answer has hosted calls, all settled            -> Generate, up to the limit of steps
     otherwise                                           -> End completed
@@ -46,23 +46,34 @@ class SettleUnknown(msgspec.Struct, frozen=True):
     index: int
 
 
+class SettleRefused(msgspec.Struct, frozen=True):
+    """Record that the hosted call at this index was not made: the caller allows no more of them."""
+
+    index: int
+
+
 class End(msgspec.Struct, frozen=True):
     status: str
     reason: str = ""
 
 
-Step: TypeAlias = Generate | CallTool | SettleUnknown | End
+Step: TypeAlias = Generate | CallTool | SettleUnknown | SettleRefused | End
 
 
 def next_step(run: RunState, *, steps_max: int) -> Step:
     """The next step of a run that has not ended."""
     assert run.ended is None, "a run that has ended has no next step"
     hosted = [output for output in run.output if output.item.get("type") == HOSTED_CALL]
+    calls_max = run.started.settings.max_tool_calls
     for output in hosted:
         if output.index in run.outcomes:
             continue
         intent = run.intents.get(output.index)
         if intent is None:
+            if run.finish in ("length", "content_filter"):
+                continue
+            if calls_max is not None and len(run.intents) >= calls_max:
+                return SettleRefused(output.index)
             return CallTool(output.index, 1)
         if intent.effect is Effect.EFFECT:
             return SettleUnknown(output.index)

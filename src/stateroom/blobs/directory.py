@@ -84,8 +84,8 @@ class DirectoryBlobs:
         if not is_digest(digest):
             return
         path = self._path(digest)
+        self._known.pop(digest, None)  # at once: a put that comes while this waits for its turn must write it again
         async with self._locks[digest[0]]:
-            self._known.pop(digest, None)
             with _Translated():
                 path.unlink(missing_ok=True)
         if self._full and path.parent.is_dir():
@@ -94,6 +94,14 @@ class DirectoryBlobs:
 
     async def exists(self, digest: str) -> bool:
         return is_digest(digest) and (digest in self._known or self._path(digest).is_file())
+
+    async def digests(self) -> list[str]:
+        with _Translated():
+            return await asyncio.to_thread(self._list)
+
+    def _list(self) -> list[str]:
+        names = [folder.name + file.name for folder in self._root.iterdir() for file in folder.iterdir()]
+        return [name for name in names if is_digest(name)]
 
     def _path(self, digest: str) -> Path:
         return self._root / digest[:2] / digest[2:]

@@ -24,3 +24,6 @@ class MemoryBlobs:
 
     async def exists(self, digest: str) -> bool:
         return digest in self._kept
+
+    async def digests(self) -> list[str]:
+        return list(self._kept)

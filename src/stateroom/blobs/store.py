@@ -32,6 +32,10 @@ class Blobs(Protocol):
 
     async def exists(self, digest: str) -> bool: ...
 
+    async def digests(self) -> list[str]:
+        """Every blob there is."""
+        ...
+
 
 class BlobDamaged(StorageError):
     """The bytes on disk are no longer those that were put."""

@@ -275,7 +275,7 @@ async def probe(settings: EmbeddedSettings, progress: Callable[[str], None] | No
             raise BackendError("The embedded model answered without a token. This is unexpected: please report it.")
         return EngineReport(
             model=MODEL,
-            weights=cache_directory(settings.cache_dir),
+            weights=ensure_weights(cache_directory(settings.cache_dir)),
             threads=settings.threads or default_threads(),
             prepare_seconds=max(0.0, ready - began - started.start_seconds),
             start_seconds=started.start_seconds,

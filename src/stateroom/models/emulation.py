@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -50,7 +50,7 @@ class ToolEmulation:
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
         plan, told = _plan(call, self._bounds)
-        inner = cast("AsyncGenerator[Sequence[Delta], None]", self.inner.generate(told))
+        inner = self.inner.generate(told)
         async with contextlib.aclosing(inner):
             if not plan.names:
                 async for batch in inner:

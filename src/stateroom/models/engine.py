@@ -27,16 +27,16 @@ log = logging.getLogger("stateroom.models.engine")
 START_SECONDS: Final = 120.0
 """How long loading the model may take."""
 STABLE_SECONDS: Final = 60.0
-"""A child that has lived so long is started again at once when it dies."""
+"""A child that dies is started again at once if it has lived so long or was the first; else with a growing pause."""
 RETRY_SECONDS: Final = 5.0
 """For so long a failure to start is the answer to every request; the next one afterwards tries again."""
-BACKOFF_SECONDS: Final = 0.25
-BACKOFF_LIMIT_SECONDS: Final = 30.0
+BACKOFF_SECONDS: Final = 0.0625
+BACKOFF_LIMIT: Final = 30.0
 
 THREADS_LIMIT: Final = 8
 """A small model gains nothing from more: its threads wait for each other in busy loops."""
 CACHE_MIB_LIMIT: Final = 512
-"""For the keys and values of idle sessions, 12 KiB a token."""
+"""For the keys and values of idle sessions, about 18 KiB a token."""
 
 _CHILD: Final = Path(__file__).with_name("engine_child.py")
 
@@ -122,15 +122,14 @@ class EngineProcess:
 
     async def _keep(self) -> None:
         """Start the child, wait for its end, and so on. Ends when a child cannot be started."""
-        pause = 0.0
+        deaths = 0
         try:
             settings = await asyncio.to_thread(self._settings)
             while True:
                 began = time.monotonic()
                 await self._live(settings)
-                lived = time.monotonic() - began
-                pause = 0.0 if lived > STABLE_SECONDS else min(BACKOFF_LIMIT_SECONDS, pause * 2 or BACKOFF_SECONDS)
-                await asyncio.sleep(pause)
+                deaths = 1 if time.monotonic() - began > STABLE_SECONDS else deaths + 1
+                await asyncio.sleep(0.0 if deaths == 1 else min(BACKOFF_LIMIT, BACKOFF_SECONDS * 2 ** min(deaths, 16)))
         except Exception as error:  # whatever it is, those who wait for the engine have to hear of it
             failure = error if isinstance(error, BackendUnavailable) else _did_not_start(repr(error))
             log.error("engine.unavailable %s", failure.message)

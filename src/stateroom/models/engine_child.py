@@ -83,10 +83,12 @@ def _parameters(xllamacpp: Any, told: dict[str, Any]) -> Any:
     wanted.n_threads_http = told["slots"] + 4
     wanted.n_parallel = told["slots"]
     wanted.n_ctx = told["context"] * told["slots"]
-    # With a stream of its own and 8-bit keys and values, a slot computes a token the same way whether it is part of a
-    # prompt or was just generated, and whatever the other slots do: greedy answers go on after a crash as they were.
+    # With a stream of its own, and values of another type than keys, a slot computes a token the same way whether it is
+    # part of a prompt or was just generated, and whatever other slots do: greedy answers go on after a crash as they
+    # were. Keys stay at 16 bits: with 8 this small model says nonsense.
     wanted.kv_unified = False
-    wanted.cache_type_k = wanted.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
+    wanted.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F16
+    wanted.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
     wanted.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
     wanted.cache_ram_mib = told["cache_mib"]
     wanted.slot_prompt_similarity = 0.0  # else sessions with a common start overwrite each other's cache

@@ -71,6 +71,7 @@ class ActiveBranch:
             if turn.done() and not turn.cancelled():
                 self.free()
             else:
+                self._queue.remove(turn)
                 turn.cancel()
             if isinstance(stopped, TimeoutError):
                 raise locked from None
@@ -78,18 +79,18 @@ class ActiveBranch:
 
     def free(self) -> None:
         """Let the next one in line have it."""
+        self.writer = None
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
         self.busy = False
-        self.writer = None
 
     async def settled(self) -> None:
-        """Wait until the state shows nothing that is not durable."""
-        if self.writer is not None and self.writer.failure is None:
-            await self.writer.commit()
+        """Wait until the state shows nothing that is not durable. Raises StorageError."""
+        while self.writer is not None and self.writer.failure is None and not self.writer.is_settled:
+            await self.writer.settled()
 
 
 class Branches:
@@ -114,6 +115,8 @@ class Branches:
         self._active: OrderedDict[tuple[str, str], ActiveBranch] = OrderedDict()
         self._loading: dict[tuple[str, str], asyncio.Future[ActiveBranch]] = {}
         self._size = 0
+        self._erasures = 0
+        """How often content was erased: what was read before is not to be kept."""
 
     async def open(self, project: str, branch: str) -> ActiveBranch:
         """The branch, folded to its head."""
@@ -190,7 +193,8 @@ class Branches:
         key = (active.project, active.branch)
         if self._active.get(key) is not active:
             return
-        if active.stale:
+        never_written = active.parent is not None
+        if active.stale or never_written:
             self._drop(active)
         else:
             self._count(active)
@@ -222,12 +226,18 @@ class Branches:
     def _count(self, active: ActiveBranch) -> None:
         self._size += active.size - active.counted
         active.counted = active.size
-        if self._size > self._memory_bytes:
-            for old in list(self._active.values()):
-                if not old.busy and old is not active:
-                    self._drop(old)
-                if self._size <= self._memory_bytes:
-                    return
+        excess = self._size - self._memory_bytes
+        if excess <= 0:
+            return
+        going = []
+        for old in self._active.values():
+            if not old.busy and old is not active:
+                going.append(old)
+                excess -= old.counted
+                if excess <= 0:
+                    break
+        for old in going:
+            self._drop(old)
 
     def _drop(self, active: ActiveBranch) -> None:
         del self._active[(active.project, active.branch)]

@@ -6,6 +6,8 @@ only what no living fork still needs; the rest goes with the last of them.
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from stateroom import ids
@@ -68,6 +70,14 @@ class Erasure:
         await writer.commit(release=True)
         await self._erase_unneeded(active.project, active.branch)
 
+    async def sweep(self) -> None:
+        """Remove the blobs that no entry refers to: a crash came before their entry, or after it was erased."""
+        for number, digest in enumerate(await self._blobs.digests()):
+            if not await self._index.blob_in_use(digest) and not self._held.is_held(digest):
+                await self._blobs.delete(digest)
+            if number % 64 == 63:
+                await asyncio.sleep(0)
+
     async def _erase_unneeded(self, project: str, branch: str) -> None:
         row = await self._journal.branch(project, branch)
         if row is None:
@@ -117,7 +127,7 @@ class Erasure:
         while forks:
             fork = forks.pop()
             entries = await self._journal.read(project, fork.id, after=fork.parent_seq, upto=fork.parent_seq + 2)
-            if entries and entries[0].kind == Kind.CONVERSATION_CREATED:
+            if [entry.kind for entry in entries] == [Kind.CONVERSATION_CREATED, Kind.ITEMS_ADDED]:
                 await self._erase_items(project, fork.id, entries[1:], item_ids)
             forks += await self._index.children(project, fork.id)
 

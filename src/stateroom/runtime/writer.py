@@ -29,7 +29,7 @@ FULL_PATIENCE_SECONDS = 60.0
 class Flusher:
     """One tick for all streams."""
 
-    def __init__(self, interval: float = 0.004) -> None:
+    def __init__(self, interval: float = 0.008) -> None:
         self.interval = interval
         self._dirty: dict[BranchWriter, None] = {}
         self._scheduled = False
@@ -89,18 +89,20 @@ class BranchWriter:
         self._touched = False
         self._seal = False
         self._release = False
+        self._released = False
+        """The branch was given up: whatever is committed from now on is nothing."""
         self._patient = False
         self._again = False
 
     def add(self, record: Record) -> None:
         """Fold the record in and queue it; durable after the next `commit`."""
+        body = encode(record)  # first: what cannot be encoded must not be folded in either
         seq = self.state.head + 1
         at = int(self.clock.now() * 1000)
         starts = isinstance(record, RunStarted)
         if starts:
             self.run = seq
         self.state.apply_record(seq, self.run, at, record)
-        body = encode(record)
         self.state.size += len(body)
         self._drafts.append(Draft(kind_of(record), body, at, THIS if starts else self.run))
 
@@ -122,6 +124,16 @@ class BranchWriter:
         self.send()
         return waiter
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that the state shows is durable."""
+        return self._expected == self.state.head
+
+    async def settled(self) -> None:
+        """Wait for that. Raises StorageError."""
+        while not self.is_settled:
+            await self.commit()
+
     def send(self) -> None:
         """Hand what is queued to the journal, unless a commit is under way (it goes right behind it then)."""
         if self._in_flight is not None:
@@ -142,7 +154,7 @@ class BranchWriter:
         self._submit(change, frame, self.clock.monotonic())
 
     def _needs_append(self) -> bool:
-        return self.lease is None or self._release
+        return not self._released and (self.lease is None or self._release)
 
     def _change(self, frame: Frame | None) -> Append:
         drafts, self._drafts = self._drafts, []
@@ -184,6 +196,7 @@ class BranchWriter:
         self._patient = True
         self._expected = appended.head
         self.lease = appended.lease
+        self._released = change.release
         waiters, self._in_flight = self._in_flight or [], None
         if frame is not None and self.stream is not None:
             self.stream.publish(frame)

@@ -127,10 +127,6 @@ DELETE FROM sealed WHERE run = ?;
 -- Overwrites the packed events of a run where they stand: one byte less, so that the row cannot outgrow its page.
 UPDATE sealed SET last = -1, body = zeroblob(length(body) - 1) WHERE run = ?;
 
--- name: drop_erased
--- Gives the room of erased streams back.
-DELETE FROM sealed WHERE last = -1;
-
 -- name: drop_erased_frames
 -- Gives back the room of erased streams.
 DELETE FROM sealed WHERE last = -1;
