@@ -40,22 +40,26 @@ def main() -> int:
                 bench = Bench(QUICK if options.quick else FULL, cores, folder, models, loader)
                 if py_spy is not None:
                     print(profile(bench, py_spy, options.profile))
-                else:
-                    _measure(bench, options.only or list(SCENARIOS), options.json)
+                    return 0
+                return 0 if _measure(bench, options.only or list(SCENARIOS), options.json) else 1
         except LoadFailed as failure:
-            print(f"The measurement failed: {failure}", file=sys.stderr)
-            _print_logs(folder)
+            _print_failure(failure, folder)
             return 1
-    return 0
 
 
-def _measure(bench: Bench, names: list[str], target: Path | None) -> None:
+def _measure(bench: Bench, names: list[str], target: Path | None) -> bool:
+    """Print the table of what could be measured; whether that is everything."""
     began = time.perf_counter()
+    whole = True
     facts = machine(bench.cores)
     rows: list[Row] = []
     for name in names:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        rows += SCENARIOS[name](bench)
+        try:
+            rows += SCENARIOS[name](bench)
+        except LoadFailed as failure:
+            whole = False
+            _print_failure(failure, bench.folder)
     order = list(dict.fromkeys(row.group for row in rows))
     rows.sort(key=lambda row: order.index(row.group))
     print(render(rows, {**facts, "took": f"{time.perf_counter() - began:.0f} s"}))
@@ -63,9 +67,11 @@ def _measure(bench: Bench, names: list[str], target: Path | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         told = [{**msgspec.structs.asdict(row), "met": row.met} for row in rows]
         target.write_bytes(msgspec.json.format(msgspec.json.encode({"facts": facts, "rows": told})) + b"\n")
+    return whole
 
 
-def _print_logs(folder: Path) -> None:
+def _print_failure(failure: LoadFailed, folder: Path) -> None:
+    print(f"The measurement failed: {failure}", file=sys.stderr)
     for log in sorted(folder.glob("*.log")):
         if text := log.read_text(errors="replace").strip():
             print(f"--- {log.name}", *text.splitlines()[-20:], sep="\n", file=sys.stderr)

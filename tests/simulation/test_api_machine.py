@@ -444,8 +444,8 @@ def test_the_api_answers_as_a_plain_model_does(tmp_path: Path) -> None:
         run_state_machine_as_test(
             lambda: ApiMachine(world),
             settings=settings(
-                max_examples=int(__import__("os").environ.get("N","12")),
-                stateful_step_count=int(__import__("os").environ.get("STEPS","50")),
+                max_examples=16,
+                stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),
                 print_blob=True,

@@ -211,6 +211,7 @@ class Assembler:
         call = self._calls[key] = _Open(self._take_index(), "call")
         call.shape = shape
         call.call_id = call_id or ids.new_id("call")
+        self.size += len(name) + len(call.call_id)
         if self.listener is not None:
             skeleton = shape.build(call.call_id, "")
             self.listener.item_opened(call.index, self._id(call.index, skeleton), skeleton)

@@ -71,8 +71,6 @@ class MemoryJournal:
         self._age = 0
         self._closed = False
 
-    # The journal
-
     def append(self, change: Append) -> Awaitable[Appended]:
         return self._settled(lambda: self._append(change))
 
@@ -123,8 +121,6 @@ class MemoryJournal:
         if self._lines.pop(branch, None) is not None:
             self._index.drop_branch(branch)
 
-    # The index
-
     async def run(self, project: str, run_id: str) -> RunRow | None:
         self._check_open()
         return self._index.run(project, run_id)
@@ -165,8 +161,6 @@ class MemoryJournal:
     async def blob_in_use(self, digest: str) -> bool:
         self._check_open()
         return self._index.blob_in_use(digest)
-
-    # How
 
     def _settled(self, action: Callable[[], _Answer]) -> asyncio.Future[_Answer]:
         future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()

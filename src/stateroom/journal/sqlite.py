@@ -128,8 +128,6 @@ class SqliteJournal(SqliteReads):
         self._closed = True
         await asyncio.to_thread(self._close)
 
-    # How
-
     def _submit(self, request: Any) -> asyncio.Future[Any]:
         if not self._closed:
             return self._writer.submit(request)

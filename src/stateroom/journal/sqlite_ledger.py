@@ -117,8 +117,6 @@ class Ledger:
         for query in ("drop_erased_frames", "trim_shortened", "trim_erased"):
             self._do(query, ())
 
-    # How
-
     def _create(self, change: Append, create: Branch, now: int) -> tuple[_Line, int, Lease | None]:
         project = self._project(create.project)
         parent = None

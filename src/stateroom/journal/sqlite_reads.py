@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import apsw
@@ -18,7 +18,7 @@ from stateroom.journal.codes import pack_digest, pack_identifier, read_entry, st
 from stateroom.journal.entries import ConversationCreated, ConversationUpdated, Entry, Frame, decode
 from stateroom.journal.frames import FramePacker
 from stateroom.journal.sqlite_errors import TRANSLATED
-from stateroom.journal.sqlite_index import PLACE_MAX, place_of
+from stateroom.journal.sqlite_index import PLACE_MAX, SEQ_BITS, place_of
 from stateroom.journal.store import Branch, ConversationRow, ItemRow, RunRow
 
 _INLINE: Final = 256
@@ -60,8 +60,8 @@ class SqliteReads:
         self._far_lock = threading.Lock()
         self._unpack = FramePacker().unpack
         self._lines: dict[tuple[str, str], _Line] = {}
-
-    # The journal
+        self._names: dict[int, str] = {}
+        self._projects: dict[str, int] = {}
 
     async def branch(self, project: str, branch: str) -> Branch | None:
         with TRANSLATED:
@@ -100,12 +100,17 @@ class SqliteReads:
                 rows += await self.in_thread(lambda far: far.execute(self._queries["read_frames"], rest).fetchall())
             return [*frames, *[Frame(*row) for row in rows]]
 
-    # The index
-
     async def run(self, project: str, run_id: str) -> RunRow | None:
         with TRANSLATED:
-            rows = self._rows("find_run", (project, run_id))
-            return _run_row(rows[0]) if rows else None
+            # Asked with every turn: what the other look-ups join is kept in memory here.
+            rows = self._rows("find_run", (self._project(project), run_id))
+            if not rows:
+                return None
+            place, end, status, surface, created_at = rows[0]
+            branch = place >> SEQ_BITS
+            start = place - place_of(branch, 0)
+            words = (status_name(status), surface_name(surface))
+            return RunRow(run_id, self._name(branch), start, end, *words, created_at, project)
 
     async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
         with TRANSLATED:
@@ -156,8 +161,6 @@ class SqliteReads:
         with TRANSLATED:
             return bool(self._rows("find_blob_use", (pack_digest(digest),)))
 
-    # How
-
     async def in_thread(self, action: Callable[[apsw.Connection], _Answer]) -> _Answer:
         """Run a long read off the event loop, on the connection kept for that."""
         return await asyncio.to_thread(self._on_far, action)
@@ -183,11 +186,11 @@ class SqliteReads:
 
     async def _read_span(self, query: str, branch: int, after: int, last: int, *more: int) -> list[Entry]:
         end = place_of(branch, last)
-        rows = self._rows(query, (place_of(branch, after), end, *more, _INLINE))
-        if len(rows) == _INLINE:
-            rest = (place_of(branch, rows[-1][0]), end, *more, -1)
-            rows += await self.in_thread(lambda far: far.execute(self._queries[query], rest).fetchall())
-        return [read_entry(*row) for row in rows]
+        entries = _entries(self._rows(query, (place_of(branch, after), end, *more, _INLINE)))
+        if len(entries) == _INLINE:
+            rest = (place_of(branch, entries[-1].seq), end, *more, -1)
+            entries += await self.in_thread(lambda far: _entries(far.execute(self._queries[query], rest)))
+        return entries
 
     def _spans(self, line: _Line, after: int, last: int) -> list[tuple[int, int, int]]:
         """Branch, `after` and last seq of the entries wanted, youngest branch first."""
@@ -213,6 +216,23 @@ class SqliteReads:
             self._lines[project, branch] = line
         return line
 
+    def _project(self, project: str) -> int:
+        number = self._projects.get(project)
+        if number is None:
+            rows = self._rows("find_project", (project,))
+            if not rows:
+                return 0
+            number = self._projects[project] = rows[0][0]
+        return number
+
+    def _name(self, branch: int) -> str:
+        name = self._names.get(branch)
+        if name is None:
+            if len(self._names) >= _CACHED:
+                self._names.clear()
+            name = self._names[branch] = self._rows("find_branch_name", (branch,))[0][0]
+        return name
+
     def _ancestor(self, branch: int) -> _Line:
         parent, parent_seq = self._rows("find_branch_by_id", (branch,))[0]
         return _Line(branch, parent or 0, parent_seq)
@@ -225,6 +245,10 @@ class SqliteReads:
 
     def _rows(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         return self._near_execute(self._queries[query], values).fetchall()
+
+
+def _entries(rows: Iterable[Any]) -> list[Entry]:
+    return [read_entry(*row) for row in rows]
 
 
 def _run_row(row: Sequence[Any]) -> RunRow:

@@ -54,7 +54,8 @@ class Append(msgspec.Struct, frozen=True):
 
     The append is refused with HeadMoved unless `expected` is the head (not checked when it is None, for changes that
     carry frames alone), and with Fenced unless `lease` is the current one. Without a lease, `acquire` takes a free or
-    expired one in the same commit (HeadMoved when somebody else holds it).
+    expired one in the same commit (HeadMoved when somebody else holds it); entries without either are refused likewise
+    while somebody holds the branch. Entries extend the lease they come with; frames alone do not.
     """
 
     project: str
@@ -118,7 +119,7 @@ class Journal(Protocol):
     def redact(self, project: str, branch: str, bodies: Mapping[int, bytes | None], *, at: int) -> Awaitable[None]:
         """Overwrite the bodies of own entries of `branch`; None erases an entry altogether (kind ERASED).
 
-        Frames of an erased RUN_STARTED go with it. Index rows follow the new bodies in the same commit.
+        An erased entry takes the frames of its run with it. Index rows follow the new bodies in the same commit.
         """
         ...
 

@@ -7,8 +7,9 @@ are never dropped; the others go, longest unused first, when they pass the memor
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from stateroom import ids
 from stateroom.agent.context import Context
@@ -115,8 +116,8 @@ class Branches:
         self._active: OrderedDict[tuple[str, str], ActiveBranch] = OrderedDict()
         self._loading: dict[tuple[str, str], asyncio.Future[ActiveBranch]] = {}
         self._size = 0
-        self._erasures = 0
-        """How often content was erased: what was read before is not to be kept."""
+        self._erased_meanwhile: dict[tuple[str, str], list[frozenset[tuple[str, int]] | None]] = {}
+        """What was erased while a branch was being loaded; None: something of the branch, whatever it was."""
 
     async def open(self, project: str, branch: str) -> ActiveBranch:
         """The branch, folded to its head."""
@@ -133,6 +134,20 @@ class Branches:
         return await asyncio.shield(loading)
 
     async def _load(self, project: str, branch: str) -> ActiveBranch:
+        key = (project, branch)
+        try:
+            while True:
+                erased = self._erased_meanwhile[key] = []
+                state = await self._fold(project, branch)
+                if not any(gone is None or state.erase(gone) for gone in erased):
+                    break
+        finally:
+            del self._erased_meanwhile[key]
+        active = ActiveBranch(project, branch, state)
+        self._keep(active)
+        return active
+
+    async def _fold(self, project: str, branch: str) -> BranchState:
         state = BranchState()
         row = await self._journal.branch(project, branch)
         if row is not None:
@@ -143,9 +158,7 @@ class Branches:
                 state.apply(entry)
                 if number % 512 == 511:
                     await asyncio.sleep(0)
-        active = ActiveBranch(project, branch, state)
-        self._keep(active)
-        return active
+        return state
 
     def begin(self, project: str, state: BranchState, parent: Branch, context: Context | None = None) -> ActiveBranch:
         """A new branch, taken by the caller; its first append creates it."""
@@ -204,15 +217,26 @@ class Branches:
 
         Ids that clients choose may stand for other items elsewhere, so whatever was touched is folded anew afterwards.
         """
-        for active in list(self._active.values()):
-            if active.project == project:
-                in_context = active.state.items[: active.context.source_count]
-                active.context.erase(gone, sum((held.id, held.seq) in gone for held in in_context))
-                if active.state.erase(gone):
-                    self.forget(project, active.branch)
+        for key, erased in self._erased_meanwhile.items():
+            if key[0] == project:
+                erased.append(gone)
+        seqs = {seq for _, seq in gone}
+        holders = [
+            active
+            for active in self._active.values()
+            if active.project == project
+            and (_holds(active.state.items, gone, seqs) or _holds(active.context.items, gone, seqs))
+        ]
+        for active in holders:
+            in_context = active.state.items[: active.context.source_count]
+            active.context.erase(gone, sum((held.id, held.seq) in gone for held in in_context))
+            if active.state.erase(gone):
+                self.forget(project, active.branch)
 
     def forget(self, project: str, branch: str) -> None:
         """Drop a branch whose content was erased; whoever has it in hand keeps it until it is done."""
+        if (project, branch) in self._erased_meanwhile:
+            self._erased_meanwhile[project, branch].append(None)
         active = self._active.get((project, branch))
         if active is not None:
             active.stale = True
@@ -243,6 +267,22 @@ class Branches:
         del self._active[(active.project, active.branch)]
         self._size -= active.counted
         active.counted = 0
+        active.stale = True  # for whoever has just opened it and has not taken it yet
+
+
+def _holds(items: Sequence[ContextItem], gone: frozenset[tuple[str, int]], seqs: set[int]) -> bool:
+    """Whether any of these items is among them. They are in the order of their seqs."""
+    for seq in seqs:
+        at = bisect_left(items, seq, key=_seq_of)
+        while at < len(items) and items[at].seq == seq:
+            if (items[at].id, seq) in gone:
+                return True
+            at += 1
+    return False
+
+
+def _seq_of(held: ContextItem) -> int:
+    return held.seq
 
 
 def items_before(state: BranchState, seq: int) -> list[ContextItem]:

@@ -7,12 +7,16 @@ that exactly once where it matters. This one bounds how many runs go on at a tim
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from stateroom.errors import TooMany
+from stateroom.errors import StateroomError, TooMany
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.worker import Worker
+
+log = logging.getLogger("stateroom.runtime")
 
 
 class Dispatcher(Protocol):
@@ -44,15 +48,28 @@ class LocalDispatcher:
         self._bound = runs_max + waiting_max
         self._on_done = on_done
         self._runs: dict[str, LiveRun] = {}
+        self._coming = 0
+        """Runs that were admitted and are not started yet: their input is still being made whole."""
+        self._closed = False
         self._timers: set[asyncio.Task[None]] = set()
 
-    def admit(self) -> None:
-        """Refuse a new run when too many wait already. Raises TooMany."""
-        if len(self._runs) >= self._bound:
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Keeps a place for a run that is about to be started. Raises TooMany when too many wait already."""
+        if self._closed:
+            stopping = StateroomError("This server is stopping. Retry when it is up again.", code="server_stopping")
+            stopping.status = 503
+            raise stopping
+        if len(self._runs) + self._coming >= self._bound:
             raise TooMany(
                 "Too many runs are waiting on this server. Retry in a few seconds, or raise `limits.waiting_runs`.",
                 retry_after=2.0,
             )
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     @property
     def count(self) -> int:
@@ -60,10 +77,18 @@ class LocalDispatcher:
         return len(self._runs)
 
     def start(self, run: LiveRun) -> None:
+        if self._closed:
+            self._through(run)  # parked before it began
+            return
         self._runs[run.id] = run
         run.task = asyncio.get_running_loop().create_task(self._carry_out(run), name=run.id)
+        # Not a `finally` of the task: one that is cancelled before its first step never gets to it.
+        run.task.add_done_callback(lambda _: self._through(run))
 
     def at(self, seconds: float, wake: Callable[[], Awaitable[None]]) -> None:
+        if self._closed:
+            return
+
         async def wait() -> None:
             await asyncio.sleep(seconds)
             await wake()
@@ -73,13 +98,18 @@ class LocalDispatcher:
         task.add_done_callback(self._timers.discard)
 
     async def cancel(self, run: LiveRun) -> None:
-        if run.state.ended is None:
-            run.cancelling = True
-            if run.task is not None:
-                run.task.cancel()
+        self.abandon(run)
         await asyncio.shield(run.done)
 
+    def abandon(self, run: LiveRun) -> None:
+        """The same without waiting for it."""
+        if run.state.ended is None and not run.cancelling:
+            run.cancelling = True
+            if run.begun and run.task is not None:
+                run.task.cancel()
+
     async def close(self, seconds: float) -> int:
+        self._closed = True
         for timer in self._timers:
             timer.cancel()
         tasks = [run.task for run in self._runs.values() if run.task is not None]
@@ -93,8 +123,11 @@ class LocalDispatcher:
         return len(parked)
 
     async def _carry_out(self, run: LiveRun) -> None:
+        run.begun = True
         try:
             try:
+                if run.cancelling:
+                    raise asyncio.CancelledError
                 async with self._places:
                     await self._worker.drive(run)
             except asyncio.CancelledError:
@@ -104,10 +137,16 @@ class LocalDispatcher:
                 await self._worker.drive_cancelled(run)
         except asyncio.CancelledError:
             pass  # parked: the run stays open in the journal
-        finally:
-            self._runs.pop(run.id, None)
-            if run.stream is not None:
-                run.stream.end()
-            self._on_done(run)
-            if not run.done.done():
-                run.done.set_result(None)
+        except Exception:  # not even its failure could be written down; whoever waits for the run must be told
+            log.exception("run.broke run_id=%s", run.id)
+            run.failure = StateroomError("The server met an unexpected condition in this run; see its log.")
+            run.branch.stale = True
+
+    def _through(self, run: LiveRun) -> None:
+        """Its task is over, whatever came of it."""
+        self._runs.pop(run.id, None)
+        if run.stream is not None:
+            run.stream.end()
+        self._on_done(run)
+        if not run.done.done():
+            run.done.set_result(None)

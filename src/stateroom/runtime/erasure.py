@@ -1,7 +1,8 @@
 """Erasing content: from entries, frames, index, blobs and memory. What stays holds places and times, nothing said.
 
 A fork shares the entries of its parent. A response is erased wherever it is seen, forks included. A conversation takes
-only what no living fork still needs; the rest goes with the last of them.
+only what no living fork still needs; the rest goes with the last of them. What others hold is erased first, and last
+that by which the erased thing is found: when a crash comes in between, the erasure can be asked for again.
 """
 
 from __future__ import annotations
@@ -54,21 +55,22 @@ class Erasure:
         """Erase all entries and frames of a run."""
         entries = await self._journal.read(project, row.branch, run=row.start)
         run = fold_run(entries)
-        await self._erase(project, row.branch, entries)
-        if run is not None:
-            # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
-            held = [*run.input_items(row.start), *run.output_items(row.start)]
-            self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
-            await self._erase_copies(project, row.branch, frozenset(item.id for item in held))
-        if not await self._lives(project, row.branch):
-            await self._erase_unneeded(project, row.branch)
+        held = [*run.input_items(row.start), *run.output_items(row.start)] if run is not None else []
+        await self._erase_copies(project, row.branch, frozenset(item.id for item in held))
+        if await self._lives(project, row.branch, row.id):
+            await self._erase(project, row.branch, entries)
+        else:
+            await self._erase_unneeded(project, row.branch, row.id)
+        # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
+        self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
 
     async def erase_conversation(self, active: ActiveBranch) -> None:
         """Erase a conversation that the caller has taken, as far as no fork needs it."""
+        dying = active.state.conversation
+        await self._erase_unneeded(active.project, active.branch, dying)
         writer = self._branches.writer(active)
-        writer.add(ConversationDeleted(active.state.conversation))
+        writer.add(ConversationDeleted(dying))
         await writer.commit(release=True)
-        await self._erase_unneeded(active.project, active.branch)
 
     async def sweep(self) -> None:
         """Remove the blobs that no entry refers to: a crash came before their entry, or after it was erased."""
@@ -78,31 +80,31 @@ class Erasure:
             if number % 64 == 63:
                 await asyncio.sleep(0)
 
-    async def _erase_unneeded(self, project: str, branch: str) -> None:
+    async def _erase_unneeded(self, project: str, branch: str, dying: str) -> None:
+        """Erase what only `dying`, a conversation or a run of this branch, has kept from being erased."""
         row = await self._journal.branch(project, branch)
         if row is None:
             return
-        children = await self._index.children(project, branch)
+        if row.parent and not await self._lives(project, row.parent, dying):
+            await self._erase_unneeded(project, row.parent, dying)
         after = row.parent_seq
-        for child in children:
-            if child.parent_seq > after and await self._lives(project, child.id):
+        for child in await self._index.children(project, branch):
+            if child.parent_seq > after and await self._lives(project, child.id, dying):
                 after = child.parent_seq
         entries = await self._journal.read(project, branch, after=after)
         await self._erase(project, branch, entries)
         self._branches.forget(project, branch)
-        if row.parent and not await self._lives(project, row.parent):
-            await self._erase_unneeded(project, row.parent)
 
-    async def _lives(self, project: str, branch: str) -> bool:
-        """Whether anybody can still reach the branch: its conversation, one of its runs, or a fork of it."""
+    async def _lives(self, project: str, branch: str, dying: str) -> bool:
+        """Whether anybody but `dying` can reach the branch: its conversation, one of its runs, or a fork of it."""
         active = await self._branches.open(project, branch)
         if active.state.conversation:
-            if not active.state.deleted:
+            if not active.state.deleted and active.state.conversation != dying:
                 return True
-        elif await self._index.runs_on(project, branch):
+        elif any(run.id != dying for run in await self._index.runs_on(project, branch)):
             return True
         children = await self._index.children(project, branch)
-        return any([await self._lives(project, child.id) for child in children])
+        return any([await self._lives(project, child.id, dying) for child in children])
 
     async def erase_item(self, active: ActiveBranch, item_id: str) -> bool:
         """Erase one item of a conversation that the caller has taken; False when it has no such item."""

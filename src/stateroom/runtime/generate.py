@@ -19,7 +19,7 @@ from stateroom.agent.context import Context, blob_digests
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.errors import BackendFailed, BackendRejected, BackendUnavailable
-from stateroom.journal.entries import ContextItem, RunSettings, Usage
+from stateroom.journal.entries import ContextItem, ItemAbandoned, RunSettings, Usage
 from stateroom.models.backend import (
     Backend,
     Finished,
@@ -58,8 +58,13 @@ class Generator:
         await self.extend(context, run.state.output_items(run.state.start)[run.context_outputs :])
         run.context_outputs = len(run.state.output)
         call = build_call(run.settings, run.plan, model, context, stream=run.renderer is not None)
-        resumed = run.resumed if run.resumed is not None and backend.can_prefill else None
-        run.resumed = None
+        resumed, run.resumed = run.resumed, None
+        if resumed is not None and not backend.can_prefill:
+            # Another backend than the one that was there when the run was taken up.
+            if run.renderer is not None:
+                run.renderer.item_abandoned(resumed.index)
+            run.writer.add(ItemAbandoned(resumed.index))
+            resumed = None
         if resumed is not None:
             call.prefill = resumed.text
         assembler = run.assembler = Assembler(
@@ -71,7 +76,7 @@ class Generator:
             seal=partial(self._sealer.seal, run.project) if SEALED_REASONING in run.settings.include else None,
         )
         finished = await self._obedient_answer(run, backend, call, assembler)
-        usage = finished.usage or estimate_usage(call, assembler.size)
+        usage = finished.usage or estimate_usage(call, context, assembler.size)
         assembler.end(finished.reason, usage)
         self._keep_finished(run, assembler)
         run.assembler = None
@@ -84,9 +89,9 @@ class Generator:
             refused = bool(assembler.refused_calls) and assembler.size == 0
             if finished.reason != "stop" or assembler.calls or not (must_call or refused):
                 return finished
-            assembler.refused_calls.clear()
+            assembler.forget_refused()
             call.functions = [each for each in call.functions if _may_call(run, each.name)]
-            if must_call:
+            if must_call and not isinstance(backend, ToolEmulation):
                 backend = ToolEmulation(backend)
                 call.cache = {}
         raise BackendFailed(
@@ -101,12 +106,12 @@ class Generator:
             try:
                 return await self._stream(run, backend, call, assembler)
             except BackendUnavailable:
-                if assembler.size or self._clock.monotonic() >= give_up:
+                if assembler.begun or self._clock.monotonic() >= give_up:
                     raise
                 await self._clock.sleep(0.5)
             except BackendRejected as error:
                 shorter = shortened(call.items) if run.settings.truncation == "auto" else None
-                if error.code != "context_length_exceeded" or shorter is None or assembler.size:
+                if error.code != "context_length_exceeded" or shorter is None or assembler.begun:
                     raise
                 call.items, call.cache = shorter, {}
 
@@ -127,11 +132,13 @@ class Generator:
                         assembler.refuse(delta.text)
                     elif isinstance(delta, Finished):
                         finished = delta
+                if live:
+                    self._keep_finished(run, assembler)  # before anything is awaited: facts go out with their events
+                    writer.touch()
+                if writer.failure is not None:
+                    raise writer.failure  # nobody will ever see what is still to come
                 if assembler.size > self._limits.output_bytes:
                     return Finished("length", finished.usage if finished else None)
-                if live:
-                    self._keep_finished(run, assembler)
-                    writer.touch()
         if finished is None:
             raise BackendFailed("The model server ended its answer without saying that it was complete.")
         return finished
@@ -206,10 +213,13 @@ def shortened(items: Sequence[ContextItem]) -> list[ContextItem] | None:
     return [held for n, held in enumerate(items) if n not in gone]
 
 
-def estimate_usage(call: ModelCall, characters: int) -> Usage:
+def estimate_usage(call: ModelCall, context: Context, characters: int) -> Usage:
     """Token counts when the backend gave none: four bytes a token, marked as an estimate."""
-    size = sum(len(msgspec.json.encode(held.item)) for held in call.items) + len(call.instructions or "")
-    return Usage(input=size // 4 + 1, output=characters // 4 + 1, estimated=True)
+    if call.items is context.items:
+        size = context.size()
+    else:
+        size = sum(len(msgspec.json.encode(held.item)) for held in call.items)
+    return Usage(input=(size + len(call.instructions or "")) // 4 + 1, output=characters // 4 + 1, estimated=True)
 
 
 def _may_call(run: LiveRun, name: str) -> bool:

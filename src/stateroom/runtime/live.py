@@ -44,6 +44,8 @@ class LiveRun:
         """Output items that the model's context holds already."""
         self.patience_seconds = 0.0
         """How long to go on asking while the model server cannot be reached."""
+        self.begun = False
+        """Its task has taken its first step: before that a cancellation would never reach the run."""
         self.cancelling = False
         self.failure: StateroomError | None = None
         self.task: asyncio.Task[None] | None = None

@@ -90,21 +90,23 @@ class Runs:
 
     async def create(self, project: str, request: RunRequest, *, surface: str) -> LiveRun:
         """Start a run; returns when its first entry is durable. Raises RequestError, StorageError."""
-        self.dispatcher.admit()
-        settings = request.settings
-        _, served = await self._router.find(settings.model)
-        if served != settings.model:
-            settings = msgspec.structs.replace(settings, served=served)
-        branch = await self._branch(project, request)
-        try:
-            with self._inputs.hold() as hold:
-                run = await self._begin(project, request, settings, branch, self._surfaces[surface], hold)
-        except BaseException:
-            self._branches.done(branch)
-            raise
-        self.live[run.id] = run
-        self.dispatcher.start(run)
-        return run
+        with self.dispatcher.admitted():
+            settings = request.settings
+            _, served = await self._router.find(settings.model)
+            if served != settings.model:
+                settings = msgspec.structs.replace(settings, served=served)
+            branch = await self._branch(project, request)
+            try:
+                with self._inputs.hold() as hold:
+                    run = await self._begin(project, request, settings, branch, self._surfaces[surface], hold)
+            except BaseException:
+                # What was folded in and not committed must not be built upon.
+                branch.stale = branch.stale or (branch.writer is not None and not branch.writer.is_settled)
+                self._branches.done(branch)
+                raise
+            self.live[run.id] = run
+            self.dispatcher.start(run)
+            return run
 
     async def _begin(
         self,
@@ -188,7 +190,6 @@ class Runs:
             return self._branches.new(project) if request.store else _detached(project, BranchState())
         row = await self._parent(project, request.previous)
         source = await self._branches.open(project, row.branch)
-        await source.settled()
         if not request.store:
             return _detached(project, source.state.fork(row.end))
         at_head = source.state.head == row.end and not source.state.conversation
@@ -199,17 +200,16 @@ class Runs:
     async def _parent(self, project: str, run_id: str) -> RunRow:
         live = self.live.get(run_id)
         if live is not None and live.project == project and live.stored:
-            message = (
-                f"Response '{run_id}' is still in progress. Wait for it to end, or cancel it, before continuing it."
-            )
-            raise InvalidRequest(message, code="previous_response_in_progress", param="previous_response_id")
+            raise _in_progress(run_id)
         row = await self._index.run(project, run_id)
-        if row is None or row.end < 0:
+        if row is None:
             raise InvalidRequest(
                 f"Previous response with id '{run_id}' not found.",
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
+        if row.end < 0:
+            raise _in_progress(run_id)
         return row
 
     async def take_conversation(self, project: str, conversation_id: str) -> ActiveBranch:
@@ -222,9 +222,12 @@ class Runs:
             await active.take(
                 queue_max=self._limits.conversation_queue, wait_seconds=self._limits.conversation_wait_seconds
             )
-            if not active.stale and not active.state.deleted:
+            left = active.state.open
+            if not active.stale and not active.state.deleted and left is None:
                 return active
             self._branches.done(active)
+            if left is not None and not active.stale:
+                await self._take_up_left(project, left.started.id, active)
 
     def ended(self, run: LiveRun) -> None:
         """Called by the dispatcher when it is through with a run."""
@@ -246,8 +249,8 @@ class Runs:
     async def view(self, project: str, run_id: str) -> RunView:
         """How a run stands; nothing in it is not durable. Raises NotFound."""
         run = self.find_live(project, run_id)
-        if run is not None:
-            await run.writer.commit()
+        if run is not None and run.writer.failure is None:
+            await run.writer.settled()
             if run.state.ended is None:
                 return run.view()
             await asyncio.shield(run.done)
@@ -314,6 +317,8 @@ class Runs:
             await self.dispatcher.cancel(run)
         row = await self._row(project, run_id)
         await self._erasure.erase_run(project, row)
+        if row.end < 0:
+            self._branches.forget(project, row.branch)
 
     async def recover(self) -> int:
         """Take up every open run of the journal; returns how many."""
@@ -387,6 +392,14 @@ def conversation_not_found(conversation_id: str) -> NotFound:
     """Missing, deleted and foreign look the same."""
     return NotFound(
         f"Conversation with id '{conversation_id}' not found.", code="conversation_not_found", param="conversation_id"
+    )
+
+
+def _in_progress(run_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Response '{run_id}' is still in progress. Wait for it to end, or cancel it, before continuing it.",
+        code="previous_response_in_progress",
+        param="previous_response_id",
     )
 
 

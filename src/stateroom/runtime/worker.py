@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleUnknown, next_step
+from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleRefused, SettleUnknown, next_step
 from stateroom.errors import StateroomError, StorageError
 from stateroom.journal.entries import RunEnded, ToolIntent, ToolOutcome
 from stateroom.runtime.checks import check_output
@@ -25,6 +25,9 @@ UNKNOWN_OUTCOME = (
     "The outcome of this call is unknown: the server stopped while it was being carried out, and it may or may not "
     "have taken effect. It was not repeated. Check before calling it again."
 )
+
+
+REFUSED_CALL = "This call was not made: the request allows no more tool calls (`max_tool_calls`)."
 
 
 class Worker:
@@ -44,15 +47,18 @@ class Worker:
         try:
             await self._steps(run)
         except asyncio.CancelledError:
-            if not run.cancelling:
+            if not run.cancelling or run.state.ended is not None:
                 raise
             await self._finish(run, RunEnded("cancelled"))
-        except StorageError as error:
-            run.failure = error
-            log.error("run.given_up run_id=%s code=%s", run.id, error.code)
         except StateroomError as error:
-            await self._fail(run, error)
+            if run.writer.failure is None and run.state.ended is None:
+                await self._fail(run, error)
+            else:
+                run.failure = error
+                log.error("run.given_up run_id=%s code=%s", run.id, error.code)
         except Exception:  # the loop of runs must survive whatever one of them meets; it is logged with its trace
+            if run.state.ended is not None:
+                raise
             log.exception("run.broke run_id=%s", run.id)
             await self._fail(run, StateroomError("The server met an unexpected condition in this run; see its log."))
 
@@ -65,6 +71,7 @@ class Worker:
             run.status = "in_progress"
             if run.renderer is not None:
                 run.renderer.proceed(run.view())
+                run.writer.touch()
         await self._generator.prepare(run)
         while True:
             step = next_step(run.state, steps_max=self._limits.steps)
@@ -75,6 +82,8 @@ class Worker:
                     await self._call_tool(run, step)
                 case SettleUnknown():
                     await self._settle(run, ToolOutcome(step.index, UNKNOWN_OUTCOME, unknown=True))
+                case SettleRefused():
+                    await self._settle(run, ToolOutcome(step.index, REFUSED_CALL, failed=True))
                 case End():
                     if step.status == "completed":
                         check_output(run.settings, run.state)
@@ -105,10 +114,7 @@ class Worker:
         await self._settle(run, ToolOutcome(step.index, result.output, failed=result.failed))
 
     async def _settle(self, run: LiveRun, outcome: ToolOutcome) -> None:
-        run.writer.add(outcome)
-        if run.renderer is not None:
-            output = next(held for held in run.state.output if held.index == outcome.index)
-            run.renderer.item_closed(output.index, output.id, output.item)
+        _note(run, outcome)
         await run.writer.commit()
 
     async def _fail(self, run: LiveRun, error: StateroomError) -> None:
@@ -126,7 +132,7 @@ class Worker:
                 for record in run.assembler.take():
                     run.writer.add(record)
             for outcome in _unsettled(run):
-                run.writer.add(outcome)
+                _note(run, outcome)
             if ended.status in ("failed", "cancelled"):
                 run.branch.context.rewind()
             run.writer.add(ended)
@@ -138,8 +144,16 @@ class Worker:
             log.error("run.given_up run_id=%s code=%s", run.id, error.code)
 
 
+def _note(run: LiveRun, outcome: ToolOutcome) -> None:
+    """Add an outcome and the event that shows it; both go into the next commit."""
+    run.writer.add(outcome)
+    if run.renderer is not None:
+        output = next(held for held in run.state.output if held.index == outcome.index)
+        run.renderer.item_closed(output.index, output.id, output.item)
+
+
 def _unsettled(run: LiveRun) -> list[ToolOutcome]:
-    """Outcomes for hosted calls that a run leaves behind when it is cancelled or fails."""
+    """Outcomes for hosted calls that a run leaves behind when it is cut short, cancelled or fails."""
     outcomes = []
     for output in run.state.output:
         if output.item.get("type") == HOSTED_CALL and output.index not in run.state.outcomes:

@@ -22,8 +22,6 @@ from stateroom.testing.journal_stage import (
     turn,
 )
 
-# Frames
-
 
 async def frames_are_kept_in_order_and_read_from_anywhere(stage: Stage) -> None:
     mine = await begin(stage.store, "b", [started("resp_1")], acquire="me")
@@ -70,9 +68,6 @@ async def frames_may_be_dropped_while_another_run_holds_the_branch(stage: Stage)
     await stage.store.append(Append(P, "b", None, frames_run=0, seal=True))
     assert await stage.store.frames(P, "b", 0) == []
     assert (await stage.store.append(Append(P, "b", 3, [note("x")], lease=mine.lease))).head == 4
-
-
-# Erasure
 
 
 async def redacted_bodies_replace_the_old_ones(stage: Stage) -> None:

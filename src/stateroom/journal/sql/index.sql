@@ -83,12 +83,10 @@ DELETE FROM blob_uses;
 SELECT id, project FROM branches;
 
 -- name: find_run
--- A run by its id; the latest one wins.
-SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
-FROM run_ids i JOIN runs r ON r.entry = i.entry JOIN entries e ON e.id = r.entry
-JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
-WHERE i.project = (SELECT id FROM projects WHERE name = ?) AND i.id = ?
-ORDER BY i.entry DESC LIMIT 1;
+-- A run by the number of its project and its id; the latest one wins.
+SELECT r.place, coalesce(r.ended, -1), r.status, r.surface, e.at
+FROM run_ids i JOIN runs r ON r.entry = i.entry JOIN entries e ON e.id = i.entry
+WHERE i.project = ? AND i.id = ? ORDER BY i.entry DESC LIMIT 1;
 
 -- name: runs_before
 -- Runs of a project older than a mark, newest first.

@@ -20,6 +20,10 @@ INSERT INTO projects (name) VALUES (?) RETURNING id;
 -- What never changes about a branch: its number, project, parent and fork point.
 SELECT b.id, p.name, b.parent, b.parent_seq FROM branches b JOIN projects p ON p.id = b.project WHERE b.name = ?;
 
+-- name: find_branch_name
+-- The name of a branch.
+SELECT name FROM branches WHERE id = ?;
+
 -- name: find_branch_by_id
 -- The same for an ancestor, of which only the number is known.
 SELECT b.parent, b.parent_seq FROM branches b WHERE b.id = ?;

@@ -1,0 +1,105 @@
+"""Replies in pieces: however they are cut, the same text and the same call come out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stateroom.models.emulated_reply import Call, ReplyReader
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=60)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+CUTS = st.lists(st.integers(0, 400), max_size=12)
+
+
+def pieces_of(text: str, cuts: list[int]) -> list[str]:
+    marks = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
+    return [text[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+
+
+def read(reader: ReplyReader, pieces: list[str]) -> tuple[str, Call | None, bool]:
+    said = "".join([reader.feed(piece) for piece in pieces])
+    text, call, whole = reader.end()
+    return said + text, call, whole
+
+
+@given(TEXT, CUTS, st.booleans(), st.sampled_from([None, 2]))
+def test_the_text_of_an_answer_survives_every_cut(text: str, cuts: list[int], ascii_only: bool, indent: int) -> None:
+    reply = json.dumps({"answer": text}, ensure_ascii=ascii_only, indent=indent)
+    assert read(ReplyReader({"f"}, "text"), pieces_of(reply, cuts)) == (text, None, True)
+
+
+@given(st.dictionaries(TEXT, JSON, max_size=4) | st.lists(JSON, max_size=3), CUTS, st.sampled_from([None, 2]))
+def test_the_json_of_an_answer_survives_every_cut(value: Any, cuts: list[int], indent: int) -> None:
+    reply = json.dumps({"answer": value}, indent=indent)
+    said, call, whole = read(ReplyReader({"f"}, "json"), pieces_of(reply, cuts))
+    assert (json.loads(said), call, whole) == (value, None, True)
+
+
+@given(st.dictionaries(TEXT, JSON, max_size=4), CUTS, st.sampled_from(["text", "json", "none"]))
+def test_a_call_survives_every_cut(arguments: dict[str, Any], cuts: list[int], answer: Any) -> None:
+    reply = json.dumps({"tool": "f", "arguments": arguments})
+    said, call, whole = read(ReplyReader({"f"}, answer), pieces_of(reply, cuts))
+    assert (said, whole) == ("", True)
+    assert call is not None
+    assert (call.name, json.loads(call.arguments)) == ("f", arguments)
+
+
+@given(st.text(max_size=80), CUTS, st.sampled_from(["text", "json"]))
+def test_whatever_a_server_says_is_read_without_an_exception(text: str, cuts: list[int], answer: Any) -> None:
+    read(ReplyReader({"f"}, answer), pieces_of(text, cuts))
+    read(ReplyReader({"f"}, answer), pieces_of('{"answer": "' + text, cuts))
+    read(ReplyReader({"f"}, answer), pieces_of('{"answer": ' + text, cuts))
+    read(ReplyReader({"f"}, answer), pieces_of('{"tool": ' + text, cuts))
+
+
+@given(TEXT.filter(lambda text: not text.lstrip().startswith(("{", "`"))), CUTS)
+def test_plain_text_is_passed_on(text: str, cuts: list[int]) -> None:
+    said, call, whole = read(ReplyReader({"f"}, "text"), pieces_of(text, cuts))
+    assert (said.strip(), call, whole) == (text.strip(), None, True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (r"\ud83d", "�"),
+        (r"\ud83d!", "�!"),
+        (r"\ude00", "�"),
+        (r"\ud83d\ud83d\ude00", "�😀"),
+        (r"\\ud83d", r"\ud83d"),
+        (r"\x41", r"\x41"),
+        (r"\u12", r""),
+        ("a\nb", "a\nb"),
+    ],
+)
+def test_odd_escapes_do_no_harm(raw: str, text: str) -> None:
+    closed = "" if raw.endswith(r"\u12") else '"}'
+    for size in (1, 3, 100):
+        whole = '{"answer": "' + raw + closed
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+        assert read(ReplyReader({"f"}, "text"), pieces)[0] == text
+
+
+def test_a_value_that_is_no_object_ends_where_the_reply_closes() -> None:
+    assert read(ReplyReader({"f"}, "json"), ['{"answer": 5', "0}", "\n"]) == ("50", None, True)
+
+
+def test_text_comes_out_as_soon_as_it_is_known() -> None:
+    reader = ReplyReader({"f"}, "text")
+    assert [reader.feed(piece) for piece in ('{"answer":', ' "', "a", "\\", "n", 'b"', " } ")] == [
+        "",
+        "",
+        "a",
+        "",
+        "\n",
+        "b",
+        "",
+    ]
