@@ -27,7 +27,7 @@ async def check_all(client: Client, ledger: Ledger, effects: Path, rng: random.R
         await check_response(client, ledger, response, rng)
     for conversation in list(ledger.conversations.values()):
         if not conversation.deleted:
-            await check_conversation(client, conversation)
+            await check_conversation(client, ledger, conversation)
     await check_chains(client, ledger)
     await check_effects(client, ledger, effects)
     _note_erased(ledger)
@@ -165,28 +165,18 @@ async def _settle_deletion(client: Client, ledger: Ledger, held: Conversation, r
         held.deleted = True
 
 
-async def check_conversation(client: Client, held: Conversation) -> None:
+async def check_conversation(client: Client, ledger: Ledger, held: Conversation) -> None:
     """Everything acknowledged is there, once, whole and in order; nothing else is but what may have come about."""
     items = await client.pages(f"/conversations/{held.id}/items")
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids), f"{held.id} has an item twice"
-    gone = {turn.token for turn in held.turns if turn.remove_asked}
-    before = [item for item in held.seen if _token(text_of(item)) not in gone]
+    removed = {response.token for response in ledger.responses.values() if response.delete_asked}
+    before = [item for item in held.seen if _token(text_of(item)) not in removed]
     assert items[: len(before)] == before, f"{held.id} does not begin with what it had before"
-    rest = items[len(held.base) :]
-    if not held.parent or items[: len(held.base)] == held.base:
-        _check_turns(held, [text_of(item) for item in rest])
-    else:
-        _check_base(held, items)
+    base = [item for item in held.base if _token(text_of(item)) not in removed]
+    assert items[: len(base)] == base, f"{held.id} does not begin with what it shares with {held.parent}"
+    _check_turns(held, [text_of(item) for item in items[len(base) :]])
     held.seen = items
-
-
-def _check_base(held: Conversation, items: list[Any]) -> None:
-    """What a fork shares may have lost responses that were deleted, and nothing else."""
-    own = {turn.token for turn in held.turns}
-    shared = [item for item in items if _token(text_of(item)) not in own]
-    assert all(item in held.base for item in shared), f"{held.id} has what its parent never had"
-    _check_turns(held, [text_of(item) for item in items if _token(text_of(item)) in own])
 
 
 def _check_turns(held: Conversation, texts: list[str]) -> None:

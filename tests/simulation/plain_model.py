@@ -74,12 +74,13 @@ class Branch:
         return forked
 
     def lives(self) -> bool:
-        """Whether anybody can still reach it: by its conversation, by a response, or from a fork."""
+        """Whether anybody needs it: it is reached by itself or by a fork."""
+        return self.is_reached() or any(child.lives() for child in self.children)
+
+    def is_reached(self) -> bool:
         if self.conversation is not None:
-            reached = self.conversation.alive
-        else:
-            reached = any(entry.response is not None and entry.response.alive for entry in self.own)
-        return reached or any(child.lives() for child in self.children)
+            return self.conversation.alive
+        return any(entry.response is not None and entry.response.alive for entry in self.own)
 
     def drop_unneeded(self) -> None:
         """Nobody reaches it any more: what no living fork shares goes, and so may what a parent kept for it."""
@@ -89,7 +90,7 @@ class Branch:
                 item.dropped = True
             if entry.response is not None:
                 entry.response.alive = False
-        if self.parent is not None and not self.parent.lives():
+        if self.parent is not None and not self.parent.is_reached():
             self.parent.drop_unneeded()
 
 
@@ -121,7 +122,7 @@ class Response:
         self.alive = False
         for item in [*self.input, *self.output]:
             item.deleted = True
-        if not self.branch.lives():
+        if not self.branch.is_reached():
             self.branch.drop_unneeded()
 
 

@@ -177,8 +177,8 @@ class _Fitting:
         if span is None:
             return None
         fitted: Schema = {"type": "string", **span}
-        if schema.get("format") in FORMATS:
-            fitted["format"] = schema["format"]
+        if isinstance(format := schema.get("format"), str) and format in FORMATS:
+            fitted["format"] = format
         return fitted
 
     def _any(self) -> Schema:

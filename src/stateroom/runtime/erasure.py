@@ -57,10 +57,9 @@ class Erasure:
         run = fold_run(entries)
         held = [*run.input_items(row.start), *run.output_items(row.start)] if run is not None else []
         await self._erase_copies(project, row.branch, frozenset(item.id for item in held))
-        if await self._lives(project, row.branch, row.id):
-            await self._erase(project, row.branch, entries)
-        else:
+        if not await self._reached(project, row.branch, row.id):
             await self._erase_unneeded(project, row.branch, row.id)
+        await self._erase(project, row.branch, entries)
         # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
         self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
 
@@ -85,7 +84,7 @@ class Erasure:
         row = await self._journal.branch(project, branch)
         if row is None:
             return
-        if row.parent and not await self._lives(project, row.parent, dying):
+        if row.parent and not await self._reached(project, row.parent, dying):
             await self._erase_unneeded(project, row.parent, dying)
         after = row.parent_seq
         for child in await self._index.children(project, branch):
@@ -96,15 +95,18 @@ class Erasure:
         self._branches.forget(project, branch)
 
     async def _lives(self, project: str, branch: str, dying: str) -> bool:
-        """Whether anybody but `dying` can reach the branch: its conversation, one of its runs, or a fork of it."""
-        active = await self._branches.open(project, branch)
-        if active.state.conversation:
-            if not active.state.deleted and active.state.conversation != dying:
-                return True
-        elif any(run.id != dying for run in await self._index.runs_on(project, branch)):
+        """Whether anybody but `dying` needs the branch: it is reached by itself or by a fork."""
+        if await self._reached(project, branch, dying):
             return True
         children = await self._index.children(project, branch)
         return any([await self._lives(project, child.id, dying) for child in children])
+
+    async def _reached(self, project: str, branch: str, dying: str) -> bool:
+        """Whether the branch has a living conversation, or runs when it has none, other than `dying`."""
+        state = (await self._branches.open(project, branch)).state
+        if state.conversation:
+            return not state.deleted and state.conversation != dying
+        return any(run.id != dying for run in await self._index.runs_on(project, branch))
 
     async def erase_item(self, active: ActiveBranch, item_id: str) -> bool:
         """Erase one item of a conversation that the caller has taken; False when it has no such item."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stateroom import ids
 from stateroom.agent.state import BranchState, fold_run
 from stateroom.journal.entries import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ CUTS = st.lists(st.integers(0, 400), max_size=12)
 
 def pieces_of(text: str, cuts: list[int]) -> list[str]:
     marks = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
-    return [text[start:end] for start, end in zip(marks, marks[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(marks)]
 
 
 def read(reader: ReplyReader, pieces: list[str]) -> tuple[str, Call | None, bool]:

@@ -143,8 +143,7 @@ def test_what_is_too_large_is_refused(schema: Any) -> None:
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 KEYWORDS = st.sampled_from(
-    ["type", "properties", "required", "items", "anyOf", "allOf", "oneOf", "enum", "const", "minItems", "maxItems"]
-    + ["minLength", "maxLength", "pattern", "format", "minimum", "maximum", "$ref", "additionalProperties", "object"]
+    ["type", "properties", "required", "items", "anyOf", "allOf", "oneOf", "enum", "const", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "$ref", "additionalProperties", "prefixItems", "description", "object"]
 )
 ANYTHING = st.recursive(
     LEAVES | st.sampled_from(["object", "array", "string", "integer", "#", "#/properties", "^a+$"]),
@@ -194,11 +193,10 @@ def test_a_pattern_is_spelt_out(pattern: str, simple: str) -> None:
     assert simple_pattern(pattern, 9) == simple
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    ["", "^$", "a{2,1}", "(ab", "ab)", "*a", "a**", "a||b", "()", "(|a)", "x(?=y)", "(?<n>a)", r"\bword\b", r"(a)\1"]
-    + ["[[:alpha:]]", "[z", r"\p{L}", "((a{1,100}){1,100}){1,100}", "a{0}", "a^b", "a$b", "(?i)a", "a{5000}"],
-)
+STRANGE = [r"a{2,1}", r"(ab", r"ab)", r"*a", r"a**", r"a||b", r"()", r"(|a)", r"x(?=y)", r"(?<n>a)", r"\bword\b", r"(a)\1", r"[[:alpha:]]", r"[z", r"\p{L}", r"((a{1,100}){1,100}){1,100}", r"a{0}", r"a^b", r"a$b", r"(?i)a", r"a{5000}", r"^$"]
+
+
+@pytest.mark.parametrize("pattern", ["", *STRANGE])
 def test_a_pattern_that_is_not_understood_is_left_out(pattern: str) -> None:
     assert simple_pattern(pattern) is None
 
