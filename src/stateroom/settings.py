@@ -66,6 +66,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Items that one model call may see."""
     image_bytes: Count = 20 * 1024 * 1024
     """One image."""
+    image_downloads: Count = 64
+    """Images that one request names by URL; together they may be as large as a body."""
     image_timeout_seconds: Seconds = 20.0
     """Downloading one image, redirects included."""
     runs: Count = 256

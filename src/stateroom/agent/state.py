@@ -211,7 +211,11 @@ class BranchState:
         forked = BranchState()
         forked.head = seq
         forked.size = self.size
-        forked._extend(self.items[: bisect_right(self.items, seq, key=lambda held: held.seq)])
+        count = bisect_right(self.items, seq, key=lambda held: held.seq)
+        if count == len(self.items):
+            forked.items, forked.steering = self.items[:], self.steering[:]
+        else:
+            forked._extend(self.items[:count])
         return forked
 
 

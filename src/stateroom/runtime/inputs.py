@@ -19,14 +19,59 @@ from stateroom.agent.state import fold_run
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.journal.entries import Item, ItemsAdded, RunSettings, RunStarted, decode
-from stateroom.journal.store import Index, Journal
+from stateroom.journal.entries import Entry, Item, ItemsAdded, RunSettings, RunStarted, decode
+from stateroom.journal.store import Index, Journal, RunRow
 from stateroom.settings import Limits
 
 BLOB_FROM_BYTES = 512
 """Tools and instructions beyond this size are kept once, by content hash, however often they are sent."""
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+READ_FACTOR = 2
+"""The references of one request may have this many times `limits.body_bytes` read from the journal."""
+
+
+class _Pulled:
+    """What one request pulls in from elsewhere: bounded, and read only once."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._downloads = 0
+        self._downloaded = 0
+        self._read = 0
+        self.items: dict[tuple[str, int], dict[str, Item]] = {}
+        """Items by id, of runs by branch and seq of their first entry."""
+        self.entries: dict[tuple[str, int], list[Item]] = {}
+        """Items of single entries, by branch and seq."""
+
+    def begin_download(self, param: str) -> None:
+        """Raises InvalidRequest when there were too many."""
+        self._downloads += 1
+        if self._downloads > self._limits.image_downloads:
+            message = (
+                f"A request may name at most {self._limits.image_downloads} images by URL (`limits.image_downloads`). "
+                "Send the others as data URLs."
+            )
+            raise InvalidRequest(message, code="too_many_images", param=param)
+
+    def end_download(self, size: int, param: str) -> None:
+        """Raises InvalidRequest when they are too large together."""
+        self._downloaded += size
+        if self._downloaded > self._limits.body_bytes:
+            message = (
+                f"The images that this request names by URL are larger than {self._limits.body_bytes} bytes together "
+                "(`limits.body_bytes`)."
+            )
+            raise InvalidRequest(message, code="image_file_too_large", param=param)
+
+    def read(self, entries: list[Entry]) -> list[Entry]:
+        """Count what was read. Raises InvalidRequest when it is too much."""
+        self._read += sum(len(entry.body) for entry in entries)
+        if self._read > READ_FACTOR * self._limits.body_bytes:
+            message = "The items that this request refers to are too large (`limits.body_bytes`). Refer to fewer."
+            raise InvalidRequest(message, code="input_too_large", param="input")
+        return entries
 
 
 class Inputs:
@@ -63,56 +108,64 @@ class Inputs:
         images stay in the items.
         """
         resolved: list[Item] = []
+        pulled = _Pulled(self._limits)
+        referenced: set[str] = set()
         for position, item in enumerate(items):
             kind = item.get("type")
             if kind == "item_reference":
-                if item["id"] not in present:
-                    resolved.append(await self._referenced(project, item["id"], f"input[{position}].id"))
+                if item["id"] not in present and item["id"] not in referenced:
+                    referenced.add(item["id"])
+                    resolved.append(await self._referenced(project, item["id"], f"input[{position}].id", pulled))
             elif kind == "reasoning" and item.get("encrypted_content") and not item.get("content"):
                 resolved.append(self._opened(project, item))
             else:
-                resolved.append(await self._with_images(item, f"input[{position}]", hold=hold))
+                resolved.append(await self._with_images(item, f"input[{position}]", pulled, hold=hold))
         return resolved
 
-    async def item(self, project: str, item_id: str) -> Item | None:
+    async def _item(self, project: str, item_id: str, pulled: _Pulled) -> Item | None:
         """A stored item of the project by its id, wherever it stands; None when there is none."""
         parsed = ids.parse_item_id(item_id)
         if parsed is not None:
             key, ordinal = parsed
             row = await self._index.run(project, f"resp_{key}")
             if row is not None:
-                run = fold_run(await self._journal.read(project, row.branch, run=row.start))
-                if run is not None:
-                    for held in [*run.input_items(0), *run.output_items(0)]:
-                        if held.id == item_id:
-                            return held.item
-            return await self._added(project, key, ordinal) or await self._own_id(project, item_id)
-        return await self._own_id(project, item_id)
+                items = await self._items_of(project, row, pulled)
+                if item_id in items:
+                    return items[item_id]
+            return await self._added(project, key, ordinal, pulled) or await self._own_id(project, item_id, pulled)
+        return await self._own_id(project, item_id, pulled)
 
-    async def _added(self, project: str, key: str, ordinal: int) -> Item | None:
+    async def _items_of(self, project: str, row: RunRow, pulled: _Pulled) -> dict[str, Item]:
+        place = (row.branch, row.start)
+        items = pulled.items.get(place)
+        if items is None:
+            run = fold_run(pulled.read(await self._journal.read(project, row.branch, run=row.start)))
+            all_items = [*run.input_items(0), *run.output_items(0)] if run is not None else []
+            items = pulled.items[place] = {held.id: held.item for held in reversed(all_items)}
+        return items
+
+    async def _added(self, project: str, key: str, ordinal: int, pulled: _Pulled) -> Item | None:
         row = await self._index.item(project, key)
         if row is None:
             return None
-        items = await self._items_at(project, row.branch, row.seq)
+        items = await self._items_at(project, row.branch, row.seq, pulled)
         return _living(items, ordinal)
 
-    async def _own_id(self, project: str, item_id: str) -> Item | None:
+    async def _own_id(self, project: str, item_id: str, pulled: _Pulled) -> Item | None:
         row = await self._index.item(project, item_id)
         if row is None:
             return None
-        return _living(await self._items_at(project, row.branch, row.seq), row.position)
+        return _living(await self._items_at(project, row.branch, row.seq, pulled), row.position)
 
-    async def _items_at(self, project: str, branch: str, seq: int) -> list[Item]:
-        for entry in await self._journal.read(project, branch, after=seq - 1, upto=seq):
-            record = decode(entry.kind, entry.body)
-            if isinstance(record, ItemsAdded):
-                return record.items
-            if isinstance(record, RunStarted):
-                return record.input
-        return []
+    async def _items_at(self, project: str, branch: str, seq: int, pulled: _Pulled) -> list[Item]:
+        place = (branch, seq)
+        if place not in pulled.entries:
+            entries = pulled.read(await self._journal.read(project, branch, after=seq - 1, upto=seq))
+            pulled.entries[place] = _items_in(entries)
+        return pulled.entries[place]
 
-    async def _referenced(self, project: str, item_id: str, param: str) -> Item:
-        item = await self.item(project, item_id)
+    async def _referenced(self, project: str, item_id: str, param: str, pulled: _Pulled) -> Item:
+        item = await self._item(project, item_id, pulled)
         if item is None:
             raise NotFound(
                 f"Item with id '{item_id}' not found. Items are not kept when `store` is false; send the item itself.",
@@ -127,27 +180,31 @@ class Inputs:
             return item
         return {**item, "content": [{"type": "reasoning_text", "text": text}]}
 
-    async def _with_images(self, item: Item, path: str, *, hold: BlobHold | None) -> Item:
+    async def _with_images(self, item: Item, path: str, pulled: _Pulled, *, hold: BlobHold | None) -> Item:
         changed = item
         for field in ("content", "output"):
             parts = item.get(field)
             if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
                 continue
             whole = [
-                await self._image(part, f"{path}.{field}[{n}].image_url", hold=hold) if _is_image(part) else part
+                await self._image(part, f"{path}.{field}[{n}].image_url", pulled, hold=hold) if _is_image(part) else part
                 for n, part in enumerate(parts)
             ]
             changed = {**changed, field: whole}
         return changed
 
-    async def _image(self, part: dict[str, Any], param: str, *, hold: BlobHold | None) -> dict[str, Any]:
+    async def _image(
+        self, part: dict[str, Any], param: str, pulled: _Pulled, *, hold: BlobHold | None
+    ) -> dict[str, Any]:
         url = part["image_url"]
         if url.startswith("data:"):
             data, media_type = decode_data_url(url, param)
         else:
+            pulled.begin_download(param)
             data, media_type = await self._guard.fetch(url, param=param, accept="image/*")
+            pulled.end_download(len(data), param)
         if media_type not in IMAGE_TYPES:
-            message = f"Images must be PNG, JPEG, GIF or WebP, not {media_type!r}."
+            message = f"Images must be PNG, JPEG, GIF or WebP, not {media_type[:64]!r}."
             raise InvalidRequest(message, code="unsupported_image_media_type", param=param)
         if not data:
             raise InvalidRequest("The image is empty.", code="empty_image_file", param=param)
@@ -220,6 +277,17 @@ def decode_data_url(url: str, param: str) -> tuple[bytes, str]:
 
 def _is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "input_image" and isinstance(part.get("image_url"), str)
+
+
+def _items_in(entries: list[Entry]) -> list[Item]:
+    """The items of an entry, which is the only one or missing."""
+    for entry in entries:
+        record = decode(entry.kind, entry.body)
+        if isinstance(record, ItemsAdded):
+            return record.items
+        if isinstance(record, RunStarted):
+            return record.input
+    return []
 
 
 def _living(items: list[Item], position: int) -> Item | None:

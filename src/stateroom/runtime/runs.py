@@ -11,10 +11,10 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.context import Context
-from stateroom.agent.state import BranchState, RunState, configured, fold_run, identified
+from stateroom.agent.state import OPEN, BranchState, RunState, configured, fold_run, identified
 from stateroom.agent.steps import HOSTED_CALL
 from stateroom.blobs.hold import BlobHold
-from stateroom.errors import InvalidRequest, NotFound, StateroomError, StorageError
+from stateroom.errors import Fenced, InvalidRequest, NotFound, RequestError, StateroomError, StorageError
 from stateroom.journal.entries import (
     ContextItem,
     Frame,
@@ -34,13 +34,14 @@ from stateroom.runtime.generate import Generator, build_call
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.stream import LiveStream
-from stateroom.runtime.surface import Surface
+from stateroom.runtime.surface import NoTools, Surface, ToolPlan
 from stateroom.settings import Limits
 
 log = logging.getLogger("stateroom.runtime")
 
 
 RECOVERY_RETRY_SECONDS = 2.0
+RECOVERY_RETRY_SECONDS_MAX = 60.0
 RECOVERY_PATIENCE_SECONDS = 60.0
 """How long a run that was taken up waits for a model server that is not back yet."""
 
@@ -227,7 +228,7 @@ class Runs:
                 return active
             self._branches.done(active)
             if left is not None and not active.stale:
-                await self._take_up_left(project, left.started.id, active)
+                await self._take_up_left(project, left.started.id, active.branch)
 
     def ended(self, run: LiveRun) -> None:
         """Called by the dispatcher when it is through with a run."""
@@ -236,10 +237,20 @@ class Runs:
             run.branch.stale = True
         if run.stored:
             self._branches.done(run.branch)
+            if run.writer.failure is not None and not isinstance(run.writer.failure, Fenced):
+                self._take_up_later(run)
         else:
             forget = getattr(self._ephemeral, "forget", None)
             if forget is not None:
                 forget(run.branch.branch)
+
+    def _take_up_later(self, run: LiveRun) -> None:
+        """The journal would not take any more of a run (the disk is full, say): try to go on with it in a while."""
+        state = run.state
+        row = RunRow(
+            run.id, run.branch.branch, state.start, -1, OPEN, state.started.surface, state.created_at, run.project
+        )
+        self.dispatcher.at(RECOVERY_RETRY_SECONDS, partial(self._try_take_up, row))
 
     def find_live(self, project: str, run_id: str) -> LiveRun | None:
         """The run, if it goes on in this process and may be looked up."""
@@ -327,37 +338,58 @@ class Runs:
             await self._try_take_up(row)
         return len(rows)
 
-    async def _try_take_up(self, row: RunRow) -> None:
+    async def _try_take_up(self, row: RunRow, retry_seconds: float = RECOVERY_RETRY_SECONDS) -> None:
         """Take up one run; when that fails (its model's server is not up yet, say), again a little later."""
         try:
             await self._take_up(row)
         except StateroomError as error:
             log.warning("run.not_recovered run_id=%s code=%s", row.id, error.code)
-            self.dispatcher.at(RECOVERY_RETRY_SECONDS, partial(self._try_take_up, row))
+            again = partial(self._try_take_up, row, min(2 * retry_seconds, RECOVERY_RETRY_SECONDS_MAX))
+            self.dispatcher.at(retry_seconds, again)
         except Exception:  # one run that cannot be taken up must not keep the others from it; the trace is logged
             log.exception("run.not_recovered run_id=%s", row.id)
 
     async def _take_up(self, row: RunRow) -> None:
+        """Carry the run out from where its journal stands, unless somebody does already. Raises StateroomError."""
         branch = await self._branches.open(row.project, row.branch)
         state = branch.state.open
         if state is None or state.start != row.start or not branch.try_take():
             return
+        try:
+            run = await self._resume(row, branch, state)
+        except BaseException:
+            branch.stale = True
+            self._branches.done(branch)
+            raise
+        self.live[run.id] = run
+        self.dispatcher.start(run)
+        log.info("run.recovered run_id=%s", run.id)
+
+    async def _resume(self, row: RunRow, branch: ActiveBranch, state: RunState) -> LiveRun:
         started = state.started
         surface = self._surfaces[started.surface]
         settings = await self._inputs.expand(started.settings)
-        plan = surface.plan(settings, [*branch.state.steering, *started.input])
+        refusal: RequestError | None = None
+        plan: ToolPlan = NoTools()
+        can_prefill = False
+        try:
+            plan = surface.plan(settings, [*branch.state.steering, *started.input])
+            backend, _ = await self._router.find(settings.model)
+            can_prefill = backend.can_prefill
+        except RequestError as error:
+            refusal = error  # it will never be better: the run ends with it
         writer = self._branches.writer(branch)
         writer.run = state.start
         run = LiveRun(state=state, settings=settings, branch=branch, writer=writer, plan=plan, stored=True)
+        run.failure = refusal
         if started.frames:
             frames = await self._journal.frames(row.project, row.branch, row.start)
             writer.stream = LiveStream(frames)
             writer.renderer, left_open = surface.restore(run.view(), frames, obfuscate=started.obfuscate)
-            backend, _ = await self._router.find(settings.model)
             for item in left_open:
                 if _is_hosted(state, item.index):
                     continue
-                if item.type == "message" and backend.can_prefill and item is left_open[-1]:
+                if item.type == "message" and can_prefill and item is left_open[-1]:
                     run.resumed = item
                     continue
                 writer.renderer.item_abandoned(item.index)
@@ -366,9 +398,15 @@ class Runs:
                 run.status = "in_progress"
         run.patience_seconds = RECOVERY_PATIENCE_SECONDS
         await writer.commit()
-        self.live[run.id] = run
-        self.dispatcher.start(run)
-        log.info("run.recovered run_id=%s", run.id)
+        return run
+
+    async def _take_up_left(self, project: str, run_id: str, branch: str) -> None:
+        """A run that this process gave up still stands open at the end of a branch: it has to end first."""
+        row = await self._index.run(project, run_id)
+        if row is None or row.end >= 0 or row.branch != branch:
+            self._branches.forget(project, branch)
+        else:
+            await self._take_up(row)
 
     async def _row(self, project: str, run_id: str) -> RunRow:
         row = await self._index.run(project, run_id)

@@ -45,6 +45,8 @@ class Worker:
         to be taken up by the next process.
         """
         try:
+            if run.failure is not None:
+                raise run.failure
             await self._steps(run)
         except asyncio.CancelledError:
             if not run.cancelling or run.state.ended is not None:

@@ -142,9 +142,10 @@ def test_what_is_too_large_is_refused(schema: Any) -> None:
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-KEYWORDS = st.sampled_from(
-    ["type", "properties", "required", "items", "anyOf", "allOf", "oneOf", "enum", "const", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "$ref", "additionalProperties", "prefixItems", "description", "object"]
-)
+OBJECTS = ["type", "object", "properties", "required", "additionalProperties", "enum", "const", "$ref", "description"]
+OTHERS = ["anyOf", "allOf", "oneOf", "items", "prefixItems", "minItems", "maxItems", "minimum", "maximum"]
+STRINGS = ["minLength", "maxLength", "pattern", "format"]
+KEYWORDS = st.sampled_from([*OBJECTS, *OTHERS, *STRINGS])
 ANYTHING = st.recursive(
     LEAVES | st.sampled_from(["object", "array", "string", "integer", "#", "#/properties", "^a+$"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=4),
@@ -193,10 +194,12 @@ def test_a_pattern_is_spelt_out(pattern: str, simple: str) -> None:
     assert simple_pattern(pattern, 9) == simple
 
 
-STRANGE = [r"a{2,1}", r"(ab", r"ab)", r"*a", r"a**", r"a||b", r"()", r"(|a)", r"x(?=y)", r"(?<n>a)", r"\bword\b", r"(a)\1", r"[[:alpha:]]", r"[z", r"\p{L}", r"((a{1,100}){1,100}){1,100}", r"a{0}", r"a^b", r"a$b", r"(?i)a", r"a{5000}", r"^$"]
+BROKEN = ["", "^$", "a{2,1}", "(ab", "ab)", "*a", "a**", "a||b", "()", "(|a)", "[z", "a{0}", "a^b", "a$b"]
+FANCY = ["x(?=y)", "(?<n>a)", "(?i)a", r"\bword\b", r"(a)\1", r"\p{L}", "[[:alpha:]]"]
+ENDLESS = ["((a{1,100}){1,100}){1,100}", "a{5000}"]
 
 
-@pytest.mark.parametrize("pattern", ["", *STRANGE])
+@pytest.mark.parametrize("pattern", [*BROKEN, *FANCY, *ENDLESS])
 def test_a_pattern_that_is_not_understood_is_left_out(pattern: str) -> None:
     assert simple_pattern(pattern) is None
 
