@@ -37,6 +37,9 @@ BOUNDS: Final = Bounds(text=300, items=8, nodes=1_000)
 """What its grammar-forced replies are held to."""
 DEATH_SECONDS: Final = 1.0
 """How long to wait, after a broken connection, for the news that the engine has died."""
+FIRST_BYTE_SECONDS: Final = 1_800.0
+"""A full context on a busy core takes minutes to read."""
+SILENCE_SECONDS: Final = 300.0
 
 _KEY: Final = "embedded"
 _IMAGES: Final = frozenset({"input_image", "computer_screenshot"})
@@ -52,7 +55,7 @@ class EmbeddedBackend:
         self.settings = settings
         self._progress = progress
         self._stop = threading.Event()
-        self._engine = EngineProcess(self._prepare)
+        self._engine = EngineProcess(self._prepare, self._started)
         self._live = _LiveEngine(self._engine, settings.slots)
         self._outer = ToolEmulation(self._live, BOUNDS)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -104,6 +107,9 @@ class EmbeddedBackend:
     def _fetching(self, done: int, total: int) -> None:
         self._say(f"Fetching the embedded model: {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
+    def _started(self, started: Started) -> None:
+        self._say(f"The embedded model is ready (it took {started.start_seconds:.1f} s)")
+
     def _say(self, text: str) -> None:
         if self._progress is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is left to be told
@@ -122,6 +128,7 @@ class _LiveEngine:
         """Requests wait here rather than in the child, which would count the wait as silence."""
         self._slots = slots
         self._chat: tuple[Started, ChatBackend] | None = None
+        self._changing = asyncio.Lock()
 
     async def models(self) -> list[Model]:
         return await (await self._dialect())[1].models()
@@ -156,26 +163,27 @@ class _LiveEngine:
             await chat[1].close()
 
     async def _dialect(self) -> tuple[Started, ChatBackend]:
-        started = await self._engine.running()
-        held = self._chat
-        if held is None or held[0] is not started:
-            settings = BackendSettings(
-                url=started.url,
-                name=self.name,
-                prefill="assistant",
-                reasoning_field="none",
-                first_byte_timeout_seconds=3600.0,
-                idle_timeout_seconds=300.0,
-                retries=0,
-                concurrency=self._slots + 4,
-            )
-            chat = ChatBackend(settings, started.key)
-            await chat.models()  # it learns with the first answer what this server does with connections
-            self._chat = started, chat
-            if held is not None:
-                await held[1].close()
-        assert self._chat is not None
-        return self._chat
+        async with self._changing:
+            started = await self._engine.running()
+            if self._chat is None or self._chat[0] is not started:
+                await self.close()
+                chat = ChatBackend(self._settings(started), started.key)
+                with contextlib.suppress(BackendError):  # a request will say so, too
+                    await chat.models()  # with the first answer it learns what this server does with connections
+                self._chat = started, chat
+            return self._chat
+
+    def _settings(self, started: Started) -> BackendSettings:
+        return BackendSettings(
+            url=started.url,
+            name=self.name,
+            prefill="assistant",
+            reasoning_field="none",
+            first_byte_timeout_seconds=FIRST_BYTE_SECONDS,
+            idle_timeout_seconds=SILENCE_SECONDS,
+            retries=0,
+            concurrency=self._slots + 4,
+        )
 
 
 # What the model takes.

@@ -74,9 +74,12 @@ class _Answer(msgspec.Struct):
 class EngineProcess:
     """Keeps one child alive from `start` to `close`."""
 
-    def __init__(self, settings: Callable[[], EngineSettings]) -> None:
+    def __init__(
+        self, settings: Callable[[], EngineSettings], on_started: Callable[[Started], None] | None = None
+    ) -> None:
         self._settings = settings
         """Called in a thread before the first start: it may fetch what is needed."""
+        self._on_started = on_started
         self._keeper: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._started: Started | None = None
@@ -157,8 +160,11 @@ class EngineProcess:
                 raise _did_not_start(answer.error or " ".join(last_words))
             self.starts += 1
             log.info("engine.started pid=%d seconds=%.2f", process.pid, time.monotonic() - began)
-            lived = (answer.import_seconds, answer.load_seconds, time.monotonic() - began)
-            await self._tell(Started(f"{answer.url}/v1", key, process.pid, *lived), None)
+            took = (answer.import_seconds, answer.load_seconds, time.monotonic() - began)
+            started = Started(f"{answer.url}/v1", key, process.pid, *took)
+            if self._on_started is not None:
+                self._on_started(started)
+            await self._tell(started, None)
             status = await process.wait()
             log.error("engine.died pid=%d status=%d %s", process.pid, status, " | ".join(last_words))
         finally:

@@ -103,8 +103,8 @@ class Conversations:
                 writer = self._branches.writer(active)
                 before = len(active.state.items)
                 writer.add(ItemsAdded(ids.new_key(), whole))
-                await writer.commit(release=True)
                 added = active.state.items[before:]
+                await writer.commit(release=True)
             finally:
                 self._branches.done(active)
         return [await self.shown(held) for held in added]
@@ -193,14 +193,10 @@ def _fork_point(state: BranchState, item_id: str) -> tuple[int, list[Item]]:
     if last_of_entry:
         return seq, []
     first = next(n for n, held in enumerate(state.items) if held.seq == seq)
-    boundary = state.items[first - 1].seq if first else _first_seq(state)
+    boundary = state.items[first - 1].seq if first else -1
     rest: list[Any] = [{**held.item, "id": held.id} for held in state.items[first : position + 1]]
     return boundary, rest
 
-
-def _first_seq(state: BranchState) -> int:
-    """A point of the branch before any of its items: the entry that created the conversation."""
-    return min(0, state.head)
 
 
 def _item_not_found(item_id: str) -> NotFound:

@@ -15,6 +15,7 @@ import msgspec
 from stateroom import ids
 from stateroom.access.outbound import OutboundGuard
 from stateroom.access.sealing import Sealer
+from stateroom.agent.context import blob_digests
 from stateroom.agent.state import fold_run
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import Blobs
@@ -112,6 +113,9 @@ class Inputs:
         referenced: set[str] = set()
         for position, item in enumerate(items):
             kind = item.get("type")
+            if any(True for _ in blob_digests([item])):
+                message = f"'input[{position}]' has a part with `blob`, which is not a field that callers may set."
+                raise InvalidRequest(message, code="invalid_value", param=f"input[{position}]")
             if kind == "item_reference":
                 if item["id"] not in present and item["id"] not in referenced:
                     referenced.add(item["id"])
