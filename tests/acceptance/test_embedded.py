@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 from stateroom.errors import BackendFailed, BackendRejected, BackendUnavailable, InvalidRequest
-from stateroom.models.backend import Finished, FunctionSpec, TextDelta
+from stateroom.models.backend import ContextItem, Finished, FunctionSpec, TextDelta
 from stateroom.models.embedded import DESCRIPTION, MODEL, EmbeddedBackend, probe
 from stateroom.settings import EmbeddedSettings
 from stateroom.testing import backend_conformance
@@ -100,6 +100,20 @@ async def test_tokens_are_counted_as_the_engine_counts_them(engine: EmbeddedBack
     assert finished.usage is not None
     assert exact
     assert counted == finished.usage.input
+
+
+async def test_a_conversation_costs_what_is_new_though_others_are_between_its_turns(engine: EmbeddedBackend) -> None:
+    calls = [make_call(MODEL, user(f"{name} " * 40), max_output_tokens=1) for name in ("red", "green", "blue")]
+    for turn in range(2):
+        for call in calls:
+            deltas = await collect(engine, call)
+            finished = deltas[-1]
+            assert isinstance(finished, Finished)
+            assert finished.usage is not None
+            if turn:
+                assert finished.usage.input - finished.usage.cached < 25
+            answer = ContextItem(f"a{turn}", {"role": "assistant", "content": text_of(deltas)})
+            call.items = [*call.items, answer, ContextItem(f"u{turn}", user("Go on."))]
 
 
 async def test_an_answer_goes_on_seamlessly_after_its_engine_was_killed(engine: EmbeddedBackend) -> None:
@@ -237,6 +251,18 @@ async def test_an_engine_that_was_closed_is_gone_and_says_so() -> None:
     started = await backend.ready()
     await backend.close()
     assert not is_alive(started.pid)
+    with pytest.raises(BackendUnavailable) as refused:
+        await collect(backend, make_call(MODEL, user("Hello.")))
+    assert refused.value.code == "engine_closed"
+
+
+async def test_its_start_is_told() -> None:
+    told: list[str] = []
+    backend = EmbeddedBackend(EmbeddedSettings(context_tokens=256, slots=1), progress=told.append)
+    await backend.ready()
+    await asyncio.sleep(0)
+    await backend.close()
+    assert told[-1].startswith("The embedded model is ready")
 
 
 async def test_weights_that_are_no_weights_are_a_clear_error(tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def test_a_required_call_is_made(client: OpenAI, seen: Seen) -> None:
 
 
 def test_a_required_call_is_made_by_a_model_that_would_not(client: OpenAI) -> None:
-    response = ask(client, 'say: {"city": "Rome"}', tools=[WEATHER], tool_choice="required")
-    assert [name for name, _ in calls(response)] == ["get_weather"]
+    said = 'say: {"tool": "get_weather", "arguments": {"city": "Rome"}}'
+    response = ask(client, said, tools=[WEATHER], tool_choice="required")
+    assert calls(response) == [("get_weather", '{"city":"Rome"}')]
 
 
 def test_a_named_function_is_called(client: OpenAI, seen: Seen) -> None:
@@ -148,7 +149,8 @@ def test_required_among_allowed_tools_gives_an_allowed_call(client: OpenAI) -> N
 def test_a_model_that_never_keeps_to_the_choice_fails_clearly(client: OpenAI) -> None:
     with pytest.raises(InternalServerError) as caught:
         ask(client, "say: never", tools=[FILE, WEATHER], tool_choice={"type": "function", "name": "get_weather"})
-    assert caught.value.code == "tool_choice_not_honoured"
+    assert caught.value.status_code == 502
+    assert caught.value.code in ("tool_choice_not_honoured", "tool_call_unreadable")
 
 
 def test_calls_of_functions_that_were_not_declared_are_dropped(client: OpenAI) -> None:
@@ -194,7 +196,7 @@ def test_tools_of_a_namespace_come_back_with_name_and_namespace_apart(client: Op
 def test_an_async_function_is_marked_in_its_call(client: OpenAI) -> None:
     response = ask(client, "call: get_weather {}", tools=[{**WEATHER, "async": True}])
     made: Any = response.output[0]
-    assert made.model_dump()["async"] is True
+    assert made.async_ is True
 
 
 def test_tools_of_an_additional_tools_item_are_callable_from_then_on(client: OpenAI, seen: Seen) -> None:

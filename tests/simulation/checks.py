@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.simulation.client import Client, Event
 from tests.simulation.ledger import Conversation, Ledger, Response
-from tests.simulation.load import ENDED
+from tests.simulation.load import ENDED, text_of
 
 SETTLE_SECONDS = 15.0
 UNKNOWN = "The outcome of this call is unknown"
@@ -171,6 +171,7 @@ async def check_conversation(client: Client, ledger: Ledger, held: Conversation)
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids), f"{held.id} has an item twice"
     removed = {response.token for response in ledger.responses.values() if response.delete_asked}
+    removed |= {turn.token for other in ledger.conversations.values() for turn in other.turns if turn.remove_asked}
     before = [item for item in held.seen if _token(text_of(item)) not in removed]
     assert items[: len(before)] == before, f"{held.id} does not begin with what it had before"
     base = [item for item in held.base if _token(text_of(item)) not in removed]
@@ -270,11 +271,6 @@ def _note_erased(ledger: Ledger) -> None:
 def _may_be_needed(ledger: Ledger, held: Conversation) -> bool:
     """Whether a fork that nobody knows of may share its items."""
     return held.unknown_forks or any(_may_be_needed(ledger, ledger.conversations[fork]) for fork in held.forks)
-
-
-def text_of(item: Any) -> str:
-    """The text of a message item."""
-    return "".join(part.get("text", "") for part in item.get("content") or ())
 
 
 def _token(text: str) -> str:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -166,6 +167,7 @@ class Directory:
     """One data directory, the servers that live on it one after the other, and the ledger of what they said."""
 
     def __init__(self, folder: Path, model: str, figures: Figures, *, prefill: bool) -> None:
+        folder.mkdir()
         self.folder = folder
         self.ledger = Ledger()
         self.figures = figures
@@ -258,39 +260,40 @@ class Directory:
         self.figures.add(self.ledger)
 
 
-async def crash(rounds: int, seed: str, folder: Path, out: IO[str], *, first: int = 0) -> Figures:
-    """Run the suite. Raises AssertionError when a promise is broken; `folder` then holds what there is to see."""
+async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out: IO[str]) -> Figures:
+    """Carry out numbered rounds. Raises AssertionError on a broken promise; `folder` then shows what there was."""
     figures = Figures()
+    directory: Directory | None = None
     with ModelProcess("--delay-ms", "2", log=folder / "model.log") as model:
-        directory: Directory | None = None
-        for number in range(first, first + rounds):
-            rng = random.Random(f"{seed}/{number}")
+        for number, plan in plans:
             if directory is None or number % ROUNDS_PER_DIRECTORY == 0:
                 if directory is not None:
                     await directory.close()
-                    shutil.rmtree(directory.folder)
-                home = folder / f"round-{number}"
-                home.mkdir()
-                directory = Directory(home, model.url, figures, prefill=number // ROUNDS_PER_DIRECTORY % 2 == 1)
+                    await asyncio.to_thread(shutil.rmtree, directory.folder)
+                prefill = number // ROUNDS_PER_DIRECTORY % 2 == 1
+                directory = Directory(folder / f"round-{number}", model.url, figures, prefill=prefill)
                 await directory.start()
-            plan = Plan.draw(rng, number)
             began = time.monotonic()
             try:
-                await directory.round(plan, rng, f"r{number}")
+                await directory.round(plan, random.Random(f"{seed}/{number}/load"), f"r{number}")
             except BaseException:
                 out.write(f"round {number}: {plan}: failed\n")
                 directory.server.kill()
                 await directory.client.close()
                 raise
             held = directory.ledger
-            out.write(
-                f"round {number + 1 - first}/{rounds}  {time.monotonic() - began:4.1f} s  {plan}  "
-                f"({len(held.responses)} responses, {len(held.conversations)} conversations)\n"
-            )
+            known = f"{len(held.responses)} responses, {len(held.conversations)} conversations"
+            out.write(f"round {number}  {time.monotonic() - began:4.1f} s  {plan}  ({known})\n")
             out.flush()
         if directory is not None:
             await directory.close()
     return figures
+
+
+def drawn(rounds: int, seed: str, first: int) -> Iterator[tuple[int, Plan]]:
+    """Plans from a seed, numbered."""
+    for number in range(first, first + rounds):
+        yield number, Plan.draw(random.Random(f"{seed}/{number}"), number)
 
 
 def main() -> int:
@@ -306,7 +309,7 @@ def main() -> int:
     sys.stdout.write(f"{options.rounds} rounds with seed {seed}, in {folder}\n")
     began = time.monotonic()
     try:
-        figures = asyncio.run(crash(options.rounds, seed, folder, sys.stdout, first=options.first))
+        figures = asyncio.run(crash(drawn(options.rounds, seed, options.first), seed, folder, sys.stdout))
     except (AssertionError, ProcessFailed, ExceptionGroup) as error:
         sys.stdout.write(f"\nA promise was broken: {error}\nseed {seed}; everything is in {folder}\n")
         return 1

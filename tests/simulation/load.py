@@ -186,6 +186,18 @@ async def chain(round_: Round) -> None:
             return
         links.links.append(response.id)
         links.texts += [body["input"], text]
+    if round_.rng.random() < 0.3:
+        await _fork_chain(round_, links)
+
+
+async def _fork_chain(round_: Round, links: Chain) -> None:
+    """A conversation that begins with a chain."""
+    asked = await round_.client.call("POST", f"/responses/{links.links[-1]}/fork", {})
+    held = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"])
+    items = await round_.client.pages(f"/conversations/{held.id}/items")
+    assert [text_of(item) for item in items] == links.texts, f"{held.id} does not begin with the chain it was made of"
+    held.base = items
+    await _write(round_, held)
 
 
 async def conversation(round_: Round) -> None:
@@ -204,6 +216,8 @@ async def conversation(round_: Round) -> None:
         await _delete_conversation(round_, held)
     elif ending < 0.6:
         await _delete_turn(round_, held)
+    elif ending < 0.75:
+        await _delete_item(round_, held)
 
 
 async def _write(round_: Round, held: Conversation) -> None:
@@ -287,6 +301,20 @@ async def _delete_turn(round_: Round, held: Conversation) -> None:
             return
 
 
+async def _delete_item(round_: Round, held: Conversation) -> None:
+    """Add one item and delete it again."""
+    token = round_.token()
+    turn = Turn(token, [f"{token} to be deleted"], round_.ledger.now())
+    held.turns.append(turn)
+    items = [{"type": "message", "role": "user", "content": turn.texts[0]}]
+    added = await round_.client.call("POST", f"/conversations/{held.id}/items", {"items": items})
+    turn.acked = round_.ledger.now()
+    turn.remove_asked = True
+    await round_.client.call("DELETE", f"/conversations/{held.id}/items/{added['data'][0]['id']}")
+    turn.removed = True
+    round_.ledger.erased.add(token)
+
+
 async def deletion(round_: Round) -> None:
     """Make a response, some with an image and long instructions, and delete it."""
     token = round_.token()
@@ -356,6 +384,11 @@ async def client_tools(round_: Round) -> None:
     output = {"type": "function_call_output", "call_id": calls[0]["call_id"], "output": answer}
     body = {"input": [output], "previous_response_id": response.id, "tools": [function]}
     await round_.create(body, "call output", answer, text=f"The tool answered: {answer}")
+
+
+def text_of(item: Any) -> str:
+    """The text of a message item."""
+    return "".join(part.get("text", "") for part in item.get("content") or ())
 
 
 def picture(token: str) -> str:

@@ -1,7 +1,8 @@
 """The one guard for URLs that come from users: where the server may connect on their behalf.
 
 A name is resolved here, every address of it is checked, and the connection is made to the checked address, so that a
-name cannot resolve to something else in between. Redirects are followed by hand, each through the same guard.
+name cannot resolve to something else in between. Whatever way an address came about, it is checked once more where the
+socket is made. Redirects are followed by hand, each through the same guard. No proxy of the environment is used.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from urllib.parse import urljoin, urlsplit
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from stateroom.errors import InvalidRequest
 
-REDIRECTS_MAX = 3
+REDIRECTS_MAX: Final = 3
+_LOOKUPS: Final = 8
+"""Look-ups of names at the same time, in threads of their own: whoever runs a name server can make one take long."""
+
+_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class OutboundGuard:
@@ -26,6 +34,7 @@ class OutboundGuard:
         self._allow_private = allow_private
         self._bytes_max = bytes_max
         self._timeout_seconds = timeout_seconds
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="stateroom-names")
 
     async def fetch(self, url: str, *, param: str, accept: str) -> tuple[bytes, str]:
         """The content behind a URL and its media type. Raises InvalidRequest for whatever goes wrong."""
@@ -36,20 +45,24 @@ class OutboundGuard:
             message = f"Downloading the URL took longer than {self._timeout_seconds:g} seconds."
             raise InvalidRequest(message, code="failed_to_download_image", param=param) from None
 
-    async def _follow(self, url: str, param: str, accept: str) -> tuple[bytes, str]:
+    async def _follow(self, text: str, param: str, accept: str) -> tuple[bytes, str]:
+        headers = {"accept": accept, "accept-encoding": "identity"}
+        url = self._checked(text, None, param)
         for _ in range(REDIRECTS_MAX + 1):
-            await self._check(url, param)
-            connector = aiohttp.TCPConnector(resolver=_CheckedResolver(self), limit=1)
+            connector = aiohttp.TCPConnector(resolver=_CheckedResolver(self), socket_factory=self._socket, limit=1)
             try:
                 async with (
-                    aiohttp.ClientSession(connector=connector, auto_decompress=True) as session,
-                    session.get(url, allow_redirects=False, headers={"accept": accept}) as answer,
+                    aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=False) as session,
+                    session.get(url, allow_redirects=False, headers=headers) as answer,
                 ):
                     if answer.status in (301, 302, 303, 307, 308) and "location" in answer.headers:
-                        url = urljoin(url, answer.headers["location"])
+                        url = self._checked(answer.headers["location"], url, param)
                         continue
                     if answer.status != 200:
                         message = f"Downloading the URL failed: its server answered {answer.status}."
+                        raise InvalidRequest(message, code="failed_to_download_image", param=param)
+                    if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                        message = "Downloading the URL failed: its server insists on compressing the content."
                         raise InvalidRequest(message, code="failed_to_download_image", param=param)
                     return await self._read(answer, param), answer.content_type
             except (aiohttp.ClientError, OSError) as error:
@@ -70,27 +83,53 @@ class OutboundGuard:
                 raise InvalidRequest(message, code="image_file_too_large", param=param)
         return bytes(content)
 
-    async def _check(self, url: str, param: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidRequest("The URL must be http or https.", code="invalid_image_url", param=param)
-        if parts.username is not None or parts.password is not None:
-            raise InvalidRequest("The URL must not carry credentials.", code="invalid_image_url", param=param)
+    def _checked(self, text: str, base: URL | None, param: str) -> URL:
+        """The URL as the client library reads it: two readers of one text could take two hosts out of it."""
         try:
-            addresses = [ipaddress.ip_address(parts.hostname)]
-        except ValueError:
-            return  # a name: checked when it is resolved for the connection
-        if not all(self.permits(str(address)) for address in addresses):
+            url = URL(text) if base is None else base.join(URL(text))
+            host = url.host
+        except (ValueError, UnicodeError):
+            raise InvalidRequest("The URL is not valid.", code="invalid_image_url", param=param) from None
+        if url.scheme not in ("http", "https") or not host:
+            raise InvalidRequest("The URL must be http or https.", code="invalid_image_url", param=param)
+        if url.user is not None or url.password is not None:
+            raise InvalidRequest("The URL must not carry credentials.", code="invalid_image_url", param=param)
+        if _is_address(host) and not self.permits(host):
             raise self._refusal(param)
+        return url
 
     def permits(self, address: str) -> bool:
         """Whether the server may connect to this address on a user's behalf."""
         if self._allow_private:
             return True
-        parsed = ipaddress.ip_address(address.split("%", 1)[0])
-        mapped = getattr(parsed, "ipv4_mapped", None) or getattr(parsed, "sixtofour", None)
-        checked = mapped or parsed
-        return checked.is_global and not checked.is_multicast
+        try:
+            parsed = ipaddress.ip_address(address.split("%", 1)[0])
+        except ValueError:
+            return False
+        if isinstance(parsed, ipaddress.IPv6Address):
+            inner = _inside(parsed)
+            if inner is None:
+                return parsed in _UNICAST and parsed.is_global
+            parsed = inner
+        return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+
+    async def look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[Any]:
+        """All addresses of a name, as `getaddrinfo` gives them. Raises _Refused when one of them is not permitted."""
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._lookups, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        )
+        for *_, address in found:
+            if not self.permits(str(address[0])):
+                raise _Refused(f"{host} resolves to an address that is not permitted")
+        return found
+
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        """The client library's seam for making sockets: the last look at where a connection goes."""
+        family, kind, protocol, _, place = address
+        if not self.permits(str(place[0])):
+            raise _Refused("an address that is not permitted")
+        return socket.socket(family, kind, protocol)
 
     def _refusal(self, param: str) -> InvalidRequest:
         return InvalidRequest(
@@ -101,8 +140,23 @@ class OutboundGuard:
         )
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.split("%", 1)[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 one leads to: mapped, 6to4 or NAT64."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
 class _Refused(OSError):
-    """A name resolved to an address that is not permitted."""
+    """Something led to an address that is not permitted."""
 
 
 class _CheckedResolver(AbstractResolver):
@@ -114,23 +168,17 @@ class _CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
-        hosts: list[ResolveResult] = []
-        for each_family, _, protocol, _, address in found:
-            if not self._guard.permits(str(address[0])):
-                raise _Refused(f"{host} resolves to an address that is not permitted")
-            hosts.append(
-                {
-                    "hostname": host,
-                    "host": str(address[0]),
-                    "port": port,
-                    "family": each_family,
-                    "proto": protocol,
-                    "flags": socket.AI_NUMERICHOST,
-                }
-            )
-        return hosts
+        return [
+            {
+                "hostname": host,
+                "host": str(address[0]),
+                "port": port,
+                "family": each_family,
+                "proto": protocol,
+                "flags": socket.AI_NUMERICHOST,
+            }
+            for each_family, _, protocol, _, address in await self._guard.look_up(host, port, family)
+        ]
 
     async def close(self) -> None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ from stateroom.wire.sse import KEEPALIVE
 log = logging.getLogger("stateroom.api")
 
 KEEPALIVE_SECONDS = 15.0
+BODY_SECONDS = 30.0
+BODY_BYTES_PER_SECOND = 64 * 1024
+"""How long a body may take: so many seconds, and what its size takes at this rate."""
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
@@ -34,14 +38,19 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
         raise too_large
     chunks: list[bytes] = []
     size = 0
+    began = asyncio.get_running_loop().time()
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > bytes_max:
-                raise too_large
-            chunks.append(chunk)
+        async with asyncio.timeout(BODY_SECONDS) as limit:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > bytes_max:
+                    raise too_large
+                chunks.append(chunk)
+                limit.reschedule(began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND)
     except ClientDisconnect:
         raise InvalidRequest("The client went away before its body was complete.", code="client_disconnected") from None
+    except TimeoutError:
+        raise InvalidRequest("The request body came in too slowly.", code="body_too_slow") from None
     return b"".join(chunks)
 
 
@@ -63,7 +72,7 @@ class Page(msgspec.Struct, frozen=True):
 def page_of(query: QueryParams) -> Page:
     """`after`, `before`, `limit` (1-100, 20) and `order` (desc) of a list request. Raises InvalidRequest."""
     limit = query.get("limit") or "20"
-    if not limit.isdigit() or not 1 <= int(limit) <= 100:
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 100:
         raise InvalidRequest("`limit` must be a number from 1 to 100.", code="invalid_value", param="limit")
     order = query.get("order") or "desc"
     if order not in ("asc", "desc"):
@@ -87,7 +96,8 @@ def _position(ordered: list[Any], identifier: str, param: str) -> int:
     for position, entry in enumerate(ordered):
         if entry.id == identifier:
             return position
-    raise InvalidRequest(f"`{param}`: no item with id '{identifier}' in this list.", code="invalid_value", param=param)
+    message = f"`{param}`: no item with id '{identifier[:256]}' in this list."
+    raise InvalidRequest(message, code="invalid_value", param=param)
 
 
 def flag(query: QueryParams, name: str) -> bool:
@@ -112,29 +122,34 @@ class EventStream(Response):
         self._on_drop = on_drop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         writing = asyncio.get_running_loop().create_task(self._write(send))
         watching = asyncio.get_running_loop().create_task(_wait_disconnect(receive))
         try:
             await asyncio.wait((writing, watching), return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done() and self._on_drop is not None:
-                self._on_drop()
             if writing.done():
                 writing.result()
         finally:
+            whole = writing.done() and not writing.cancelled() and writing.exception() is None
+            if not whole and self._on_drop is not None:
+                self._on_drop()
             writing.cancel()
             watching.cancel()
             await asyncio.gather(writing, watching, return_exceptions=True)
 
     async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         loop = asyncio.get_running_loop()
         written = loop.time()
 
         async def keep_alive() -> None:
+            nonlocal written
             while True:
-                await asyncio.sleep(KEEPALIVE_SECONDS)
-                if loop.time() - written >= KEEPALIVE_SECONDS:
-                    await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+                silent = loop.time() - written
+                if silent < KEEPALIVE_SECONDS:
+                    await asyncio.sleep(KEEPALIVE_SECONDS - silent)
+                    continue
+                await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+                written = loop.time()
 
         keeping = loop.create_task(keep_alive())
         try:
@@ -143,6 +158,7 @@ class EventStream(Response):
                 written = loop.time()
         finally:
             keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -177,7 +193,9 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        return error_response(MethodNotAllowed(f"{request.method} is not allowed on {path}."))
+        refusal = error_response(MethodNotAllowed(f"{request.method} is not allowed on {path}."))
+        refusal.headers.update(error.headers or {})
+        return refusal
     if error.status_code == 404:
         return error_response(NotFound(f"Unknown request URL: {request.method} {path}.", code="unknown_url"))
     return error_response(InvalidRequest(str(error.detail)))
@@ -185,7 +203,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """What nobody foresaw: the log has the trace, the client an id to quote."""
-    log.error("request.broke path=%s", request.url.path, exc_info=error)
+    log.error("request.broke path=%r", request.url.path, exc_info=error)
     return error_response(StateroomError("The server met an unexpected condition. Quote the x-request-id header."))
 
 
@@ -225,9 +243,17 @@ def _is_local(scope: Scope) -> bool:
     for name, value in scope["headers"]:
         if name == b"host" and not _is_this_machine(_host(value.decode("latin-1"))):
             return False
-        if name == b"origin" and not _is_this_machine(urlsplit(value.decode("latin-1")).hostname or ""):
+        if name == b"origin" and not _is_this_machine(_origin(value.decode("latin-1"))):
             return False
     return True
+
+
+def _origin(value: str) -> str:
+    """The host of an origin; '' when it has none or cannot be read."""
+    try:
+        return urlsplit(value).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _host(value: str) -> str:
@@ -235,6 +261,7 @@ def _host(value: str) -> str:
 
 
 def _is_this_machine(host: str) -> bool:
+    host = host.lower()
     if host in LOCAL_NAMES:
         return True
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator
+from functools import partial
 
 import msgspec
 from starlette.requests import Request
@@ -13,10 +15,10 @@ from starlette.routing import Route
 from stateroom.access.principal import Principal
 from stateroom.api.http import EventStream, Json, error_response, flag, page_of, read_body, slice_page, unless_dropped
 from stateroom.errors import InvalidRequest, StateroomError, UpgradeRefused
-from stateroom.journal.entries import Frame
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.runs import RunRequest, Runs
+from stateroom.runtime.stream import LiveStream
 from stateroom.wire.events import DONE, slice_events
 from stateroom.wire.items import unpack
 from stateroom.wire.requests import Bounds, check_include, decode_count, decode_create, decode_fork
@@ -71,7 +73,8 @@ class ResponsesApi:
         )
         if asked.stream:
             assert run.stream is not None, "streamed runs have a stream"
-            return EventStream(events(run.stream.follow(-1), -1), on_drop=None if run.stored else _abandon(run))
+            on_drop = None if run.stored else partial(self._runs.dispatcher.abandon, run)
+            return EventStream(events(run.stream, -1), on_drop=on_drop)
         if asked.background:
             return Json(render_response(run.view()))
         return await self._finished(request, run)
@@ -79,7 +82,7 @@ class ResponsesApi:
     async def _finished(self, request: Request, run: LiveRun) -> Response:
         """Wait for the end. A stored run goes on without its client, another is cancelled with it."""
         if not run.stored and not await unless_dropped(request, run.done):
-            _abandon(run)()
+            self._runs.dispatcher.abandon(run)
         await asyncio.shield(run.done)
         if run.failure is not None:
             return error_response(run.failure)
@@ -95,8 +98,8 @@ class ResponsesApi:
         check_include([*query.getlist("include"), *query.getlist("include[]")])
         if flag(query, "stream"):
             after = _starting_after(query.get("starting_after"))
-            frames = await self._runs.follow(principal(request).project, response_id, after=after)
-            return EventStream(events(frames, after))
+            stream = await self._runs.follow(principal(request).project, response_id, after=after)
+            return EventStream(events(stream, after))
         return Json(render_response(await self._runs.view(principal(request).project, response_id)))
 
     async def page(self, request: Request) -> Response:
@@ -148,11 +151,12 @@ class ResponsesApi:
         return Json(render_input_tokens(count), headers=headers)
 
 
-async def events(frames: AsyncIterator[Frame], after: int) -> AsyncIterator[bytes]:
-    """The frames' events beyond `after`, then the closing line."""
-    async for frame in frames:
+async def events(stream: LiveStream, after: int) -> AsyncIterator[bytes]:
+    """The stream's events beyond `after`, then the closing line, which says that nothing was cut off."""
+    async for frame in stream.follow(after):
         yield frame.body if frame.first > after else slice_events(frame.body, frame.first, after)
-    yield DONE
+    if not stream.cut:
+        yield DONE
 
 
 def principal(request: Request) -> Principal:
@@ -161,19 +165,10 @@ def principal(request: Request) -> Principal:
     return found
 
 
-def _abandon(run: LiveRun) -> Callable[[], None]:
-    def abandon() -> None:
-        run.cancelling = True
-        if run.task is not None:
-            run.task.cancel()
-
-    return abandon
-
-
 def _starting_after(value: str | None) -> int:
     if value is None or value == "":
         return -1
-    if not value.lstrip("-").isdigit() or len(value) > 18:
+    if not re.fullmatch(r"-?[0-9]{1,17}", value):
         raise InvalidRequest(
             "`starting_after` must be a sequence number.", code="invalid_value", param="starting_after"
         )

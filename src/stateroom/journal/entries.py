@@ -148,6 +148,7 @@ class RunEnded(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str
     """completed, incomplete, failed or cancelled."""
     usage: Usage | None = None
+    """Only where it is not the sum of what the run's items say."""
     reason: str = ""
     """Why it is incomplete: max_output_tokens, content_filter, ..."""
     error: dict[str, Any] | None = None

@@ -22,6 +22,9 @@ FORMAT: Final = 1
 FOLDED: Final = 2
 """Folded (see frames_fold), then as FORMAT."""
 
+_FOLD_MAX: Final = 256 * 1024
+"""Beyond this size folding would hold up the commits of others for more than a few milliseconds."""
+
 _LARGE: Final = 16 * 1024
 """Beyond this size a stream repeats itself, and the fast level packs it nearly as well at a third of the cost."""
 
@@ -33,7 +36,7 @@ class FramePacker:
         self._dictionary = (resources.files("stateroom.journal") / "frames_1.txt").read_bytes()
 
     def pack(self, body: bytes) -> bytes:
-        folded = fold(body)
+        folded = fold(body) if len(body) <= _FOLD_MAX else None
         if folded is not None:
             return bytes((FOLDED,)) + self._compress(folded)
         packed = self._compress(body)

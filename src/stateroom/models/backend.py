@@ -99,6 +99,8 @@ class ModelCall(msgspec.Struct):
     prompt_cache_key: str | None = None
     prefill: str = ""
     """Begin the answer with this text and go on from it; given only to backends that say they can."""
+    extra: dict[str, Any] | None = None
+    """Further fields of the request, for a dialect whose server is known to take them."""
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from stateroom.models.backend import Delta, Model, ModelCall
 from stateroom.models.chat_decode import ChatDecoder
 from stateroom.models.chat_errors import from_status, from_transport, read_error
 from stateroom.models.chat_request import OUTPUT_LIMIT_NEW, Dialect, encode_request, estimate_tokens
+from stateroom.models.incoming import Incoming
 from stateroom.settings import BackendSettings
 
 ANSWER_LIMIT: Final = 64 * 1024 * 1024
@@ -148,15 +149,15 @@ class ChatBackend:
         decoder = ChatDecoder(server=self.server, key=self._key)
         patience = self.settings.first_byte_timeout_seconds
         deadline = self._clock.monotonic() + patience
-        response = await self._open("POST", self._chat, body, patience)
+        incoming = await self._open("POST", self._chat, body, patience)
         try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            if _is_whole(response, call.stream):
-                last = decoder.whole(await self._read(response, ANSWER_LIMIT, self.settings.idle_timeout_seconds))
+            if incoming.response.status != 200:
+                raise await self._refusal(incoming)
+            if _is_whole(incoming.response, call.stream):
+                last = decoder.whole(await incoming.whole(ANSWER_LIMIT, self.settings.idle_timeout_seconds))
             else:
                 wait = deadline - self._clock.monotonic()
-                while (batch := await self._batch(response, decoder, wait)) is not None:
+                while (batch := await self._batch(incoming, decoder, wait)) is not None:
                     if batch:
                         yield batch
                         deadline = 0.0
@@ -166,18 +167,16 @@ class ChatBackend:
                 last = decoder.end()
             self._note_reasoning(decoder.reasoning_field)
             yield last
-            await self._drain(response)
+            await self._drain(incoming)
         finally:
-            response.close()
+            incoming.close()
 
-    async def _batch(
-        self, response: aiohttp.ClientResponse, decoder: ChatDecoder, wait: float
-    ) -> Sequence[Delta] | None:
+    async def _batch(self, incoming: Incoming, decoder: ChatDecoder, wait: float) -> Sequence[Delta] | None:
         """What the next read gives; None when the stream is at its end, properly or after the finish reason."""
         if decoder.done:
             return None
         try:
-            data = await self._chunk(response, max(0.001, wait))
+            data = await incoming.chunk(max(0.001, wait))
         except BackendError:
             if decoder.finish:
                 return None
@@ -192,48 +191,28 @@ class ChatBackend:
         if field and self.settings.reasoning_field == "auto":
             self._dialect.reasoning_field = field
 
-    async def _chunk(self, response: aiohttp.ClientResponse, wait: float) -> bytes:
-        """What has come in since the last read; empty at the end."""
-        try:
-            async with asyncio.timeout(wait):
-                return await response.content.readany()
-        except TimeoutError as error:
-            raise BackendTimeout(f"{self.server} went silent for {wait:g} s in its answer.") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise from_transport(error, server=self.server, connect_seconds=0.0) from error
-
-    async def _read(self, response: aiohttp.ClientResponse, limit: int, wait: float) -> bytes:
-        """A whole body. Raises BackendFailed when it is longer than the limit."""
-        pieces: list[bytes] = []
-        size = 0
-        while piece := await self._chunk(response, wait):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise BackendFailed(f"{self.server} answered more than {limit} bytes.", code="backend_bad_answer")
-        return b"".join(pieces)
-
-    async def _drain(self, response: aiohttp.ClientResponse) -> None:
+    async def _drain(self, incoming: Incoming) -> None:
         """Read the little that stands behind the answer, so that the connection can be used again."""
-        if not response.content.at_eof():
+        if not incoming.response.content.at_eof():
             try:
-                await self._read(response, ERROR_LIMIT, 0.1)
+                await incoming.whole(ERROR_LIMIT, 0.1)
             except BackendError:
                 return
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> BackendError:
+    async def _refusal(self, incoming: Incoming) -> BackendError:
         """The error that a response with an error status stands for."""
         body = b""
         try:
-            while len(body) < ERROR_LIMIT and (piece := await self._chunk(response, QUICK_SECONDS)):
+            while len(body) < ERROR_LIMIT and (piece := await incoming.chunk(QUICK_SECONDS)):
                 body += piece
         except BackendError:
             body = body or b""
         error = read_error(body[:ERROR_LIMIT])
         now = self._clock.now()
-        return from_status(response.status, error, server=self.server, key=self._key, headers=response.headers, now=now)
+        head = incoming.response
+        return from_status(head.status, error, server=self.server, key=self._key, headers=head.headers, now=now)
 
-    async def _open(self, method: str, url: URL, body: bytes | None, patience: float) -> aiohttp.ClientResponse:
+    async def _open(self, method: str, url: URL, body: bytes | None, patience: float) -> Incoming:
         """Send a request and wait for the head of its answer."""
         session = self._session or self._connect()
         connect = self.settings.connect_timeout_seconds
@@ -244,7 +223,7 @@ class ChatBackend:
                     method, url, data=body, headers=headers, allow_redirects=False, proxy=self._proxy
                 )
                 self._closes = response.headers.get("server") == "llama.cpp"
-                return response
+                return Incoming(response, self.server)
         except (aiohttp.ClientError, ssl.SSLError) as error:
             raise from_transport(error, server=self.server, connect_seconds=connect) from error
         except TimeoutError as error:
@@ -254,13 +233,13 @@ class ChatBackend:
 
     async def _ask(self, method: str, url: URL, body: bytes | None) -> Any:
         """A small JSON answer that needs no model."""
-        response = await self._open(method, url, body, QUICK_SECONDS)
+        incoming = await self._open(method, url, body, QUICK_SECONDS)
         try:
-            if response.status != 200:
-                raise await self._refusal(response)
-            held = await self._read(response, LIST_LIMIT, QUICK_SECONDS)
+            if incoming.response.status != 200:
+                raise await self._refusal(incoming)
+            held = await incoming.whole(LIST_LIMIT, QUICK_SECONDS)
         finally:
-            response.close()
+            incoming.close()
         try:
             return msgspec.json.decode(held)
         except (ValueError, RecursionError) as error:

@@ -86,6 +86,8 @@ def _options(call: ModelCall, dialect: Dialect) -> dict[str, Any]:
     if call.prefill and dialect.prefill == "continue_final_message":
         options["continue_final_message"] = True
         options["add_generation_prompt"] = False
+    if call.extra is not None:
+        options |= call.extra
     if call.stream:
         options["stream"] = True
         if dialect.stream_options:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ FIRST_BYTE_SECONDS: Final = 1_800.0
 SILENCE_SECONDS: Final = 300.0
 
 _KEY: Final = "embedded"
+_OWNER: Final = "embedded:owner"
 _IMAGES: Final = frozenset({"input_image", "computer_screenshot"})
 
 
@@ -124,9 +125,7 @@ class _LiveEngine:
 
     def __init__(self, engine: EngineProcess, slots: int) -> None:
         self._engine = engine
-        self._places = asyncio.Semaphore(slots)
-        """Requests wait here rather than in the child, which would count the wait as silence."""
-        self._slots = slots
+        self._slots = _Slots(slots)
         self._chat: tuple[Started, ChatBackend] | None = None
         self._changing = asyncio.Lock()
 
@@ -134,12 +133,14 @@ class _LiveEngine:
         return await (await self._dialect())[1].models()
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
+        owner = call.cache.setdefault(_OWNER, object())
         given = False
-        async with self._places:
-            for last in (False, True):
-                started, chat = await self._dialect()
+        for last in (False, True):
+            started, chat = await self._dialect()
+            async with self._slots.place(owner) as extra:
+                placed = msgspec.structs.replace(call, extra=extra)
                 try:
-                    async with contextlib.aclosing(chat.generate(call)) as batches:
+                    async with contextlib.aclosing(chat.generate(placed)) as batches:
                         async for batch in batches:
                             given = True
                             yield batch
@@ -171,6 +172,7 @@ class _LiveEngine:
                 with contextlib.suppress(BackendError):  # a request will say so, too
                     await chat.models()  # with the first answer it learns what this server does with connections
                 self._chat = started, chat
+                self._slots.forget()
             return self._chat
 
     def _settings(self, started: Started) -> BackendSettings:
@@ -182,8 +184,47 @@ class _LiveEngine:
             first_byte_timeout_seconds=FIRST_BYTE_SECONDS,
             idle_timeout_seconds=SILENCE_SECONDS,
             retries=0,
-            concurrency=self._slots + 4,
+            concurrency=self._slots.count + 4,
         )
+
+
+class _Slots:
+    """Which context's keys and values each slot of the engine holds.
+
+    The engine saves what it evicts and loads what it has saved only when it chooses the slot itself, the least recently
+    used one; and it does not see that another slot holds a context. So a context goes back to its slot by number as
+    long as it is there, and everything else is left to the engine. To be wrong about it costs time only.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._owners: list[object | None] = [None] * count
+        self._used = [0] * count
+        self._busy: set[int] = set()
+        self._turn = asyncio.Semaphore(count)
+        """Requests wait here rather than in the child, where the wait would count as silence."""
+        self._clock = 0
+
+    @contextlib.asynccontextmanager
+    async def place(self, owner: object) -> AsyncIterator[dict[str, Any] | None]:
+        """A place for a request of this context, and what the request has to say of it."""
+        async with self._turn:
+            free = [slot for slot in range(self.count) if slot not in self._busy]
+            known = [slot for slot in free if self._owners[slot] is owner]
+            known = known or [slot for slot in free if self._owners[slot] is None]
+            slot = known[0] if known else min(free, key=self._used.__getitem__)
+            self._owners[slot] = owner
+            self._busy.add(slot)
+            try:
+                yield {"id_slot": slot} if known else None
+            finally:
+                self._busy.discard(slot)
+                self._clock += 1
+                self._used[slot] = self._clock
+
+    def forget(self) -> None:
+        """The engine is a new one."""
+        self._owners = [None] * self.count
 
 
 # What the model takes.

@@ -85,11 +85,13 @@ class EngineProcess:
         self._started: Started | None = None
         self._failure: BackendUnavailable | None = None
         self._failed_at = 0.0
+        self._closed = False
         self.starts = 0
 
     def start(self) -> None:
         """Begin in the background, unless that has been done. A start that failed is tried again after a while."""
-        if self._keeper is None or (self._keeper.done() and time.monotonic() - self._failed_at > RETRY_SECONDS):
+        rested = time.monotonic() - self._failed_at > RETRY_SECONDS
+        if not self._closed and (self._keeper is None or (self._keeper.done() and rested)):
             self._failure = None
             self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
@@ -100,7 +102,7 @@ class EngineProcess:
             await self._changed.wait_for(lambda: self._started is not None or self._failure is not None)
         if self._started is None:
             assert self._failure is not None
-            raise self._failure
+            raise BackendUnavailable(self._failure.message, code=self._failure.code)
         return self._started
 
     async def ended(self, started: Started, *, within: float) -> bool:
@@ -115,7 +117,8 @@ class EngineProcess:
         return self._started is not started
 
     async def close(self) -> None:
-        """End the child and wait until it is gone."""
+        """End the child for good, and wait until it is gone."""
+        self._closed = True
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()

@@ -1,31 +1,48 @@
-"""Structured output is checked on the way out: what a caller parses is what it asked for, or the run has failed."""
+"""Structured output is checked on the way out: what a caller parses is what it asked for, or the run has failed.
+
+Schemas come from callers. None may have this server open a URL or a file, and checking an answer against one must not
+take for ever: definitions that stand inside themselves can ask for exponential work, so those are handed to a process
+of their own that is killed when it takes too long (see schema_check).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+import sys
+from typing import Any, Final
+
+import msgspec
 
 from stateroom.agent.state import RunState
 from stateroom.agent.steps import CLIENT_CALLS
 from stateroom.errors import BackendFailed, InvalidRequest
 from stateroom.journal.entries import Item, RunSettings
+from stateroom.runtime.schema_check import problem_of, read_schema, weight_of
+
+PARTS_MAX: Final = 20_000
+"""Parts of a schema, definitions counted wherever they are referred to."""
+
+WORK_MAX: Final = 20_000_000
+"""Parts of a schema times characters of an answer that are checked in this process."""
+
+CHECK_SECONDS: Final = 10.0
+"""How long the process may take that does all other checks."""
 
 
 def check_format(settings: RunSettings) -> None:
-    """Refuse a JSON schema that is none. Raises InvalidRequest."""
+    """Refuse a JSON schema that is none, or too much of one. Raises InvalidRequest."""
     schema = _schema(settings)
     if schema is None:
         return
-    import jsonschema_rs  # lazy: compiled library, needed for structured output alone
-
-    try:
-        jsonschema_rs.validator_for(schema)
-    except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
-        message = f"The schema of `text.format` is not a valid JSON schema: {str(error)[:300]}"
-        raise InvalidRequest(message, code="invalid_json_schema", param="text.format.schema") from error
+    too_large = weight_of(schema).parts > PARTS_MAX
+    problem = f"it has more than {PARTS_MAX} parts." if too_large else read_schema(schema)[1]
+    if problem:
+        message = f"The schema of `text.format` is not a valid JSON schema: {problem}"
+        raise InvalidRequest(message, code="invalid_json_schema", param="text.format.schema")
 
 
-def check_output(settings: RunSettings, run: RunState) -> None:
+async def check_output(settings: RunSettings, run: RunState) -> None:
     """Hold the answer against `text.format`. Raises BackendFailed when it does not fit.
 
     A schema with `strict: false` is advice to the model and not checked beyond being JSON.
@@ -39,8 +56,9 @@ def check_output(settings: RunSettings, run: RunState) -> None:
     message = next((output.item for output in reversed(answer) if output.item.get("role") == "assistant"), None)
     if message is None or _refused(message):
         return
+    text = _text(message)
     try:
-        value = json.loads(_text(message))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BackendFailed(
             "The model's answer is not JSON, which `text.format` demands.", code="invalid_output"
@@ -52,15 +70,39 @@ def check_output(settings: RunSettings, run: RunState) -> None:
     schema = _schema(settings)
     if schema is None or format_.get("strict") is False:
         return
-    import jsonschema_rs  # lazy: compiled library, needed for structured output alone
+    weight = weight_of(schema)
+    heavy = weight.recursive or weight.parts * len(text) > WORK_MAX
+    problem = await _problem_elsewhere(schema, text) if heavy else problem_of(schema, value)
+    if problem:
+        raise BackendFailed(f"The model's answer does not fit the JSON schema {problem}", code="invalid_output")
 
-    problem = next(iter(jsonschema_rs.validator_for(schema).iter_errors(value)), None)
-    if problem is not None:
-        where = "/".join(str(step) for step in problem.instance_path)
+
+async def _problem_elsewhere(schema: Any, text: str) -> str:
+    """The same as `problem_of`, by a process that can be killed."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "stateroom.runtime.schema_check",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            found, _ = await child.communicate(msgspec.json.encode({"schema": schema, "text": text}))
+    except TimeoutError:
+        found = b""
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode != 0:
         raise BackendFailed(
-            f"The model's answer does not fit the JSON schema at /{where}: {problem.message[:300]}",
+            f"The model's answer could not be checked against the JSON schema within {CHECK_SECONDS:g} seconds. "
+            "Use a schema whose definitions stand inside themselves less often.",
             code="invalid_output",
         )
+    return found.decode("utf-8", "replace")
 
 
 def _schema(settings: RunSettings) -> Any:

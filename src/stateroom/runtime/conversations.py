@@ -198,7 +198,6 @@ def _fork_point(state: BranchState, item_id: str) -> tuple[int, list[Item]]:
     return boundary, rest
 
 
-
 def _item_not_found(item_id: str) -> NotFound:
     return NotFound(f"Item with id '{item_id}' not found.", code="item_not_found", param="item_id")
 

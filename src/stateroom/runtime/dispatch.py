@@ -146,7 +146,7 @@ class LocalDispatcher:
         """Its task is over, whatever came of it."""
         self._runs.pop(run.id, None)
         if run.stream is not None:
-            run.stream.end()
+            run.stream.end(cut=run.state.ended is None)
         self._on_done(run)
         if not run.done.done():
             run.done.set_result(None)

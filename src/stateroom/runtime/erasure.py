@@ -13,25 +13,28 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.context import blob_digests
-from stateroom.agent.state import fold_run
+from stateroom.agent.state import BranchState, fold_run
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.journal.entries import (
     ERASED_ITEM,
+    ConversationCreated,
     ConversationDeleted,
     Entry,
+    Erased,
     Item,
     ItemFinished,
     ItemsAdded,
     Kind,
     Record,
     RunStarted,
+    ToolOutcome,
     decode,
     encode,
     item_prefix,
 )
-from stateroom.journal.store import Index, Journal, RunRow
+from stateroom.journal.store import Branch, Index, Journal, RunRow
 from stateroom.runtime.branches import ActiveBranch, Branches
 
 KEPT_KINDS = frozenset({Kind.CONVERSATION_DELETED, Kind.ERASED})
@@ -81,31 +84,50 @@ class Erasure:
 
     async def _erase_unneeded(self, project: str, branch: str, dying: str) -> None:
         """Erase what only `dying`, a conversation or a run of this branch, has kept from being erased."""
-        row = await self._journal.branch(project, branch)
-        if row is None:
-            return
-        if row.parent and not await self._reached(project, row.parent, dying):
-            await self._erase_unneeded(project, row.parent, dying)
-        after = row.parent_seq
+        lines = [await self._journal.branch(project, branch)]
+        while lines[-1] is not None and lines[-1].parent:
+            if await self._reached(project, lines[-1].parent, dying):
+                break
+            lines.append(await self._journal.branch(project, lines[-1].parent))
+        for line in reversed(lines):
+            if line is not None:
+                await self._erase_line(project, line, dying)
+
+    async def _erase_line(self, project: str, row: Branch, dying: str) -> None:
+        """Erase the branch's own entries beyond what its forks need."""
+        branch, after = row.id, row.parent_seq
         for child in await self._index.children(project, branch):
             if child.parent_seq > after and await self._lives(project, child.id, dying):
                 after = child.parent_seq
         entries = await self._journal.read(project, branch, after=after)
         await self._erase(project, branch, entries)
+        state = BranchState()
+        for entry in entries:
+            state.apply(entry)
+        # A fork that is being made just now has them in memory and is not among the children yet.
+        self._branches.erase(project, frozenset((held.id, held.seq) for held in state.items))
         self._branches.forget(project, branch)
 
     async def _lives(self, project: str, branch: str, dying: str) -> bool:
         """Whether anybody but `dying` needs the branch: it is reached by itself or by a fork."""
-        if await self._reached(project, branch, dying):
-            return True
-        children = await self._index.children(project, branch)
-        return any([await self._lives(project, child.id, dying) for child in children])
+        waiting = [branch]
+        while waiting:
+            name = waiting.pop()
+            if await self._reached(project, name, dying):
+                return True
+            waiting += [child.id for child in await self._index.children(project, name)]
+        return False
 
     async def _reached(self, project: str, branch: str, dying: str) -> bool:
         """Whether the branch has a living conversation, or runs when it has none, other than `dying`."""
-        state = (await self._branches.open(project, branch)).state
-        if state.conversation:
-            return not state.deleted and state.conversation != dying
+        row = await self._journal.branch(project, branch)
+        own = row.parent_seq + 1 if row is not None else 0
+        for entry in await self._journal.read(project, branch, after=own - 1, upto=own):
+            record = decode(entry.kind, entry.body)
+            if isinstance(record, ConversationCreated):
+                return record.id != dying and await self._index.conversation(project, record.id) is not None
+            if isinstance(record, Erased) and record.was == Kind.CONVERSATION_CREATED:
+                return False
         return any(run.id != dying for run in await self._index.runs_on(project, branch))
 
     async def erase_item(self, active: ActiveBranch, item_id: str) -> bool:
@@ -140,6 +162,7 @@ class Erasure:
         bodies: dict[int, bytes | None] = {}
         digests: set[str] = set()
         keys: dict[int, str] = {}
+        calls: set[tuple[int, int]] = set()
         for entry in entries:
             record = decode(entry.kind, entry.body)
             if isinstance(record, RunStarted):
@@ -148,6 +171,10 @@ class Erasure:
             if rest is not None:
                 bodies[entry.seq] = rest[0]
                 digests |= rest[1]
+                if isinstance(record, ItemFinished):
+                    calls.add((entry.run, record.index))
+            elif isinstance(record, ToolOutcome) and (entry.run, record.index) in calls:
+                bodies[entry.seq] = None
         await self._redact(project, branch, bodies, digests)
         seqs = {seq for entry in entries if entry.seq in bodies for seq in (entry.seq, entry.run)}
         self._branches.erase(project, frozenset((item_id, seq) for item_id in item_ids for seq in seqs))

@@ -226,6 +226,8 @@ def _may_call(run: LiveRun, name: str) -> bool:
     plan = run.plan
     if plan.choice == "none":
         return False
+    if not run.settings.parallel_tool_calls and run.assembler is not None and run.assembler.calls:
+        return False
     if isinstance(plan.choice, tuple) and name not in plan.choice:
         return False
     return plan.allowed is None or name in plan.allowed

@@ -190,10 +190,10 @@ class Inputs:
             parts = item.get(field)
             if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
                 continue
-            whole = [
-                await self._image(part, f"{path}.{field}[{n}].image_url", pulled, hold=hold) if _is_image(part) else part
-                for n, part in enumerate(parts)
-            ]
+            whole = list(parts)
+            for n, part in enumerate(parts):
+                if _is_image(part):
+                    whole[n] = await self._image(part, f"{path}.{field}[{n}].image_url", pulled, hold=hold)
             changed = {**changed, field: whole}
         return changed
 

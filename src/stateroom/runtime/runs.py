@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import msgspec
@@ -17,7 +17,6 @@ from stateroom.blobs.hold import BlobHold
 from stateroom.errors import Fenced, InvalidRequest, NotFound, RequestError, StateroomError, StorageError
 from stateroom.journal.entries import (
     ContextItem,
-    Frame,
     Item,
     ItemAbandoned,
     RunSettings,
@@ -288,11 +287,11 @@ class Runs:
         """The item with its images in place."""
         return ContextItem(held.id, await self._inputs.shown(held.item), held.seq)
 
-    async def follow(self, project: str, run_id: str, *, after: int) -> AsyncIterator[Frame]:
-        """The frames of a run beyond `after`, then live ones. Raises NotFound, InvalidRequest when it has none."""
+    async def follow(self, project: str, run_id: str, *, after: int) -> LiveStream:
+        """The stream of a run, with the frames beyond `after` at least. Raises NotFound, InvalidRequest."""
         run = self.find_live(project, run_id)
         if run is not None and run.stream is not None:
-            return run.stream.follow(after)
+            return run.stream
         if run is not None:
             raise _not_streamed(run_id)
         row = await self._row(project, run_id)
@@ -304,12 +303,12 @@ class Runs:
             message = f"The stream of response '{run_id}' is no longer kept. Retrieve the response without `stream`."
             raise InvalidRequest(message, code="stream_expired", param="stream")
         stored = LiveStream(frames)
-        stored.end()
-        return stored.follow(after)
+        stored.end(cut=row.end < 0)
+        return stored
 
     async def cancel(self, project: str, run_id: str) -> RunView:
         """Cancel a background run; the answer comes when that is durable. Idempotent."""
-        run = self.find_live(project, run_id)
+        run = self.find_live(project, run_id) or await self._take_up_to_cancel(project, run_id)
         if run is not None and run.state.started.background:
             await self.dispatcher.cancel(run)
         view = await self.view(project, run_id)
@@ -349,14 +348,14 @@ class Runs:
         except Exception:  # one run that cannot be taken up must not keep the others from it; the trace is logged
             log.exception("run.not_recovered run_id=%s", row.id)
 
-    async def _take_up(self, row: RunRow) -> None:
+    async def _take_up(self, row: RunRow, *, asks_model: bool = True) -> None:
         """Carry the run out from where its journal stands, unless somebody does already. Raises StateroomError."""
         branch = await self._branches.open(row.project, row.branch)
         state = branch.state.open
         if state is None or state.start != row.start or not branch.try_take():
             return
         try:
-            run = await self._resume(row, branch, state)
+            run = await self._resume(row, branch, state, asks_model=asks_model)
         except BaseException:
             branch.stale = True
             self._branches.done(branch)
@@ -365,7 +364,7 @@ class Runs:
         self.dispatcher.start(run)
         log.info("run.recovered run_id=%s", run.id)
 
-    async def _resume(self, row: RunRow, branch: ActiveBranch, state: RunState) -> LiveRun:
+    async def _resume(self, row: RunRow, branch: ActiveBranch, state: RunState, *, asks_model: bool) -> LiveRun:
         started = state.started
         surface = self._surfaces[started.surface]
         settings = await self._inputs.expand(started.settings)
@@ -374,8 +373,9 @@ class Runs:
         can_prefill = False
         try:
             plan = surface.plan(settings, [*branch.state.steering, *started.input])
-            backend, _ = await self._router.find(settings.model)
-            can_prefill = backend.can_prefill
+            if asks_model:
+                backend, _ = await self._router.find(settings.model)
+                can_prefill = backend.can_prefill
         except RequestError as error:
             refusal = error  # it will never be better: the run ends with it
         writer = self._branches.writer(branch)
@@ -399,6 +399,14 @@ class Runs:
         run.patience_seconds = RECOVERY_PATIENCE_SECONDS
         await writer.commit()
         return run
+
+    async def _take_up_to_cancel(self, project: str, run_id: str) -> LiveRun | None:
+        """An open background run that could not be taken up yet (its model's server is not back, say)."""
+        row = await self._index.run(project, run_id)
+        if row is None or row.end >= 0 or not (await self._fold(project, row)).started.background:
+            return None
+        await self._take_up(row, asks_model=False)
+        return self.find_live(project, run_id)
 
     async def _take_up_left(self, project: str, run_id: str, branch: str) -> None:
         """A run that this process gave up still stands open at the end of a branch: it has to end first."""

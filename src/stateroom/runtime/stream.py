@@ -18,16 +18,19 @@ class LiveStream:
     def __init__(self, frames: list[Frame] | None = None) -> None:
         self.frames: list[Frame] = frames or []
         self.ended = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self.cut = False
+        """It ended before the run did: this process gave the run up."""
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def publish(self, frame: Frame) -> None:
         """Give a committed frame to the readers."""
         self.frames.append(frame)
         self._wake()
 
-    def end(self) -> None:
-        """No frame will follow: the run has ended, or this process gives it up."""
+    def end(self, *, cut: bool = False) -> None:
+        """No frame will follow: the run has ended, or (`cut`) this process gives it up."""
         self.ended = True
+        self.cut = self.cut or cut
         self._wake()
 
     async def follow(self, after: int) -> AsyncIterator[Frame]:
@@ -42,11 +45,14 @@ class LiveStream:
             if self.ended:
                 return
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
-            await waiter
+            self._waiting.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiting.discard(waiter)
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, set()
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)

@@ -88,8 +88,8 @@ class Worker:
                     await self._settle(run, ToolOutcome(step.index, REFUSED_CALL, failed=True))
                 case End():
                     if step.status == "completed":
-                        check_output(run.settings, run.state)
-                    await self._finish(run, RunEnded(step.status, run.state.usage, step.reason))
+                        await check_output(run.settings, run.state)
+                    await self._finish(run, RunEnded(step.status, reason=step.reason))
                     return
 
     async def _call_tool(self, run: LiveRun, step: CallTool) -> None:
@@ -124,7 +124,7 @@ class Worker:
         record = {"code": error.code, "message": error.message, "type": error.type, "status": error.status}
         if error.param is not None:
             record["param"] = error.param
-        await self._finish(run, RunEnded("failed", run.state.usage, error=record))
+        await self._finish(run, RunEnded("failed", error=record))
 
     async def _finish(self, run: LiveRun, ended: RunEnded) -> None:
         """Close what is open, append the end, and show it once it is durable."""

@@ -215,7 +215,7 @@ class BranchWriter:
         _fail([*waiters, *self._waiters], error)
         self._waiters = []
         if self.stream is not None:
-            self.stream.end()
+            self.stream.end(cut=True)
         if self._on_failure is not None:
             self._on_failure(error)
 

@@ -1,0 +1,75 @@
+"""An answer on its way in: read in pieces, each within its time, with one timer for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import aiohttp
+
+from stateroom.errors import BackendFailed, BackendTimeout
+from stateroom.models.chat_errors import from_transport
+
+
+class Incoming:
+    """The body of a response, once its head is there. To be closed, which drops the connection unless it is done."""
+
+    def __init__(self, response: aiohttp.ClientResponse, server: str) -> None:
+        self.response = response
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._until = math.inf
+        """When to give up; never while nobody reads."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._ran_out = False
+
+    async def chunk(self, seconds: float) -> bytes:
+        """What has come in since the last read; empty at the end. Raises BackendError."""
+        self._until = until = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > until:
+            self._set(until)
+        try:
+            data = await self.response.content.readany()
+            self._until = math.inf
+        except (aiohttp.ClientError, OSError) as error:
+            if self._ran_out:
+                raise self._silence(seconds) from None
+            raise from_transport(error, server=self._server, connect_seconds=0.0) from error
+        if not data and self._ran_out:
+            raise self._silence(seconds)
+        return data
+
+    async def whole(self, limit: int, seconds: float) -> bytes:
+        """The whole body. Raises BackendError, and BackendFailed when it is longer than the limit."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.chunk(seconds):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise BackendFailed(f"{self._server} answered more than {limit} bytes.", code="backend_bad_answer")
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.response.close()
+
+    def _set(self, until: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(until, self._look)
+
+    def _look(self) -> None:
+        # Every chunk moves the time on; the timer follows only when it goes off.
+        self._timer = None
+        if self._loop.time() < self._until:
+            if self._until is not math.inf:
+                self._set(self._until)
+            return
+        self._ran_out = True
+        self.response.close()
+
+    def _silence(self, seconds: float) -> BackendTimeout:
+        return BackendTimeout(f"{self._server} went silent for {seconds:g} s in its answer.")

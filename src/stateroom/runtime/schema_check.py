@@ -1,0 +1,133 @@
+"""A JSON schema of a caller: how much of it there is, whether it is one, and whether a value fits.
+
+It is also a program, for schemas with which that could take for ever: it reads `{"schema": ..., "text": ...}` from its
+standard input and writes what is wrong, or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+from urllib.parse import unquote
+
+import msgspec
+
+_DYNAMIC: Final = ("$dynamicRef", "$recursiveRef")
+_PATTERN_PARTS: Final = 100
+"""A regular expression counts as so many parts: it takes that much longer to read."""
+
+
+class Weight(msgspec.Struct, frozen=True):
+    """How much of a schema there is."""
+
+    parts: int
+    """Objects, lists and values in it; a definition counts wherever it is referred to."""
+    recursive: bool
+    """A definition stands inside itself, or may: checking a value can take a time that nobody can foretell."""
+
+
+def weight_of(schema: Any) -> Weight:
+    """Weigh a schema without unfolding it."""
+    scale = _Scale(schema)
+    try:
+        parts = scale.weigh(schema)
+    except RecursionError:
+        return Weight(sys.maxsize, True)
+    return Weight(parts, scale.recursive)
+
+
+class _Scale:
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.recursive = False
+        self._known: dict[int, int] = {}
+        self._inside: set[int] = set()
+
+    def weigh(self, node: Any) -> int:
+        if isinstance(node, list):
+            return 1 + sum(map(self.weigh, node))
+        if not isinstance(node, dict):
+            return 1
+        key = id(node)
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        if key in self._inside:
+            self.recursive = True
+            return 1
+        self._inside.add(key)
+        parts = 1 + sum(map(self.weigh, node.values())) + self._weigh_reference(node) + _weigh_patterns(node)
+        self._inside.discard(key)
+        self._known[key] = parts
+        return parts
+
+    def _weigh_reference(self, node: dict[str, Any]) -> int:
+        if any(name in node for name in _DYNAMIC):
+            self.recursive = True
+        reference = node.get("$ref")
+        if not isinstance(reference, str):
+            return 0
+        found = _look_up(self.root, reference)
+        if found is None:
+            self.recursive = True  # by a name that is not followed here
+            return 1
+        return self.weigh(found)
+
+
+def _weigh_patterns(node: dict[str, Any]) -> int:
+    by_pattern = node.get("patternProperties")
+    count = len(by_pattern) if isinstance(by_pattern, dict) else 0
+    return _PATTERN_PARTS * (count + ("pattern" in node))
+
+
+def _look_up(root: Any, reference: str) -> Any:
+    """What a reference by path names; None when it is another kind of reference, or leads nowhere."""
+    if not reference.startswith("#") or (len(reference) > 1 and reference[1] != "/"):
+        return None
+    found = root
+    for step in unquote(reference[1:]).split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and name.isascii() and int(name[:9]) < len(found):
+            found = found[int(name[:9])]
+        else:
+            return None
+    return found
+
+
+def read_schema(schema: Any) -> tuple[Any, str]:
+    """A validator, or None and what is wrong with the schema. References to elsewhere are never followed."""
+    import jsonschema_rs  # lazy: compiled library, needed for structured output alone
+
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True), ""
+    except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+        return None, str(error)[:300]
+
+
+def problem_of(schema: Any, value: Any) -> str:
+    """Where and how a value does not fit; '' when it does. Stops at the first problem."""
+    import jsonschema_rs  # lazy: as above
+
+    validator, problem = read_schema(schema)
+    if validator is None:
+        return f"at all: {problem}"
+    try:
+        validator.validate(value)
+    except jsonschema_rs.ValidationError as error:
+        where = "/".join(str(step) for step in error.instance_path)
+        return f"at /{where}: {error.message[:300]}"
+    except ValueError as error:
+        return f"at all: {str(error)[:300]}"
+    return ""
+
+
+def main() -> None:
+    asked = json.loads(sys.stdin.buffer.read())
+    sys.stdout.buffer.write(problem_of(asked["schema"], json.loads(asked["text"])).encode())
+
+
+if __name__ == "__main__":
+    main()
