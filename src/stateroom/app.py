@@ -58,6 +58,8 @@ from stateroom.wire.requests import Bounds
 log = logging.getLogger("stateroom.app")
 
 JOURNAL = "journal.db"
+BACKENDS_SECONDS = 2.0
+"""How long a start waits to hear what the backends serve: one that is silent must not keep the server from serving."""
 FENCED_EXIT = 4
 """Exit status of a server whose data directory another one has taken over."""
 
@@ -181,7 +183,8 @@ class Application:
 
     async def start(self) -> None:
         """Ask the backends what they serve, and take up every run that was left open."""
-        await self.router.refresh()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.router.refresh(), BACKENDS_SECONDS)
         recovered = await self.runs.recover()
         self.leases.start()
         self.dispatcher.at(0.0, self._sweep)

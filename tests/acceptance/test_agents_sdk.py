@@ -1,8 +1,8 @@
-"""The OpenAI Agents SDK for Python against a real server: runs, streams, tools, handoffs, sessions, state on the server."""
+"""The OpenAI Agents SDK for Python against a real server: runs, streams, tools, handoffs, sessions, kept state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from typing import Any
 
 import pytest
@@ -33,10 +33,9 @@ class Fruit(BaseModel):
 
 
 @pytest.fixture(autouse=True)
-def no_traces() -> Iterator[None]:
+def no_traces() -> None:
     """Nothing is sent to OpenAI."""
     set_tracing_disabled(True)
-    yield
 
 
 @pytest.fixture
@@ -76,9 +75,11 @@ async def test_an_agent_calls_functions_until_it_can_answer(model: OpenAIRespons
 
 async def test_an_agent_calls_functions_in_parallel(model: OpenAIResponsesModel, seen: Seen) -> None:
     agent = Agent(name="weather", tools=[get_weather, add], model=model)
-    said = (
-        'calls: [{"name": "get_weather", "arguments": {"city": "Rome"}}, {"name": "add", "arguments": {"a": 1, "b": 1}}]'
+    weather, sum_ = (
+        {"name": "get_weather", "arguments": {"city": "Rome"}},
+        {"name": "add", "arguments": {"a": 1, "b": 1}},
     )
+    said = f"calls: {json.dumps([weather, sum_])}"
     result = await Runner.run(agent, said, run_config=QUIET)
     assert result.final_output == "The tool answered: sunny in Rome; 2"
     assert_paired(seen.messages)
@@ -130,7 +131,7 @@ async def test_a_violated_schema_does_not_become_an_object(model: OpenAIResponse
     assert getattr(caught.value, "code", "") == "invalid_output" or isinstance(caught.value, ModelBehaviorError)
 
 
-@pytest.mark.parametrize("choice", ("required", "get_weather"))
+@pytest.mark.parametrize("choice", ["required", "get_weather"])
 async def test_a_forced_call_is_made(model: OpenAIResponsesModel, choice: str) -> None:
     settings = ModelSettings(tool_choice=choice)
     agent = Agent(name="weather", tools=[add, get_weather], model=model, model_settings=settings)
@@ -201,9 +202,7 @@ async def test_a_run_goes_on_from_the_last_response(model: OpenAIResponsesModel,
         auto_previous_response_id=True,
         run_config=QUIET,
     )
-    third = await Runner.run(
-        agent, "what is my bird?", previous_response_id=second.last_response_id, run_config=QUIET
-    )
+    third = await Runner.run(agent, "what is my bird?", previous_response_id=second.last_response_id, run_config=QUIET)
     assert third.final_output == "Your bird is Polly."
     assert_paired(seen.messages)
 
@@ -214,14 +213,21 @@ async def test_a_run_in_a_conversation_sends_only_what_is_new(
     conversation = await async_client.conversations.create()
     agent = Agent(name="conversation", tools=[get_weather], model=model)
     await Runner.run(agent, "my fish is Wanda", conversation_id=conversation.id, run_config=QUIET)
-    await Runner.run(
-        agent, 'call: get_weather {"city": "Quito"}', conversation_id=conversation.id, run_config=QUIET
-    )
+    await Runner.run(agent, 'call: get_weather {"city": "Quito"}', conversation_id=conversation.id, run_config=QUIET)
     result = await Runner.run(agent, "what is my fish?", conversation_id=conversation.id, run_config=QUIET)
     assert result.final_output == "Your fish is Wanda."
     assert_paired(seen.messages)
     held = [item.type async for item in async_client.conversations.items.list(conversation.id, order="asc")]
-    assert held == ["message", "message", "message", "function_call", "function_call_output", "message", "message", "message"]
+    assert held == [
+        "message",
+        "message",
+        "message",
+        "function_call",
+        "function_call_output",
+        "message",
+        "message",
+        "message",
+    ]
 
 
 async def test_an_agent_carries_its_own_reasoning(model: OpenAIResponsesModel, seen: Seen) -> None:

@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 
 from tests.acceptance.modelhost import Seen
-from tests.acceptance.wire import check_response, get, output_text, post, respond, send, stream, told
+from tests.acceptance.wire import check_response, get, output_text, respond, send, stream, told
 
 FUNCTION = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
 
@@ -74,15 +74,20 @@ def test_what_is_not_known_or_not_given_is_tolerated(url: str, name: str) -> Non
     assert output_text(respond(url, {"input": "say: fine", **TOLERATED[name]})) == "fine"
 
 
-@pytest.mark.parametrize("query", ("?beta=true", "?stream=false", "?anything=1"))
+@pytest.mark.parametrize("query", ["?beta=true", "?stream=false", "?anything=1"])
 def test_odd_queries_and_headers_are_tolerated(url: str, query: str) -> None:
-    headers = {"openai-beta": "responses=v1", "x-stainless-lang": "python", "originator": "x", "authorization": "Bearer x"}
+    headers = {
+        "openai-beta": "responses=v1",
+        "x-stainless-lang": "python",
+        "originator": "x",
+        "authorization": "Bearer x",
+    }
     answer = send(url, "POST", f"/responses{query}", {"model": "m", "input": "say: fine"}, headers=headers)
     assert answer.status == 200
     assert get(url, f"/responses/{answer.json['id']}{query}") == answer.json
 
 
-@pytest.mark.parametrize("kind", ("text/plain", "application/json; charset=utf-8", ""))
+@pytest.mark.parametrize("kind", ["text/plain", "application/json; charset=utf-8", ""])
 def test_the_content_type_does_not_matter(url: str, kind: str) -> None:
     headers = {"content-type": kind}
     assert send(url, "POST", "/responses", {"model": "m", "input": "x"}, headers=headers).status == 200
@@ -199,7 +204,7 @@ def test_items_come_back_in_every_shape_and_stay_whole(url: str, name: str) -> N
     assert output_text(again) == "fine"
 
 
-@pytest.mark.parametrize("name", ("compaction_trigger", "hologram", "item"))
+@pytest.mark.parametrize("name", ["compaction_trigger", "hologram", "item"])
 def test_an_item_type_that_nobody_can_honour_is_refused(url: str, name: str) -> None:
     answer = send(url, "POST", "/responses", {"model": "m", "input": [{"type": name, "id": "x"}]})
     assert answer.status == 400
@@ -214,7 +219,9 @@ def test_our_own_output_can_be_sent_back_as_it_came(url: str, seen: Seen) -> Non
         response = respond(url, {"input": said, **request})
         said += response["output"]
         made = response["output"][-1]
-        said.append({"type": f"{made['type'].removesuffix('_call')}_call_output", "call_id": made["call_id"], "output": "r"})
+        said.append(
+            {"type": f"{made['type'].removesuffix('_call')}_call_output", "call_id": made["call_id"], "output": "r"}
+        )
         if number == 0:
             assert made["type"] == "function_call"
     said[-1]["type"] = "custom_tool_call_output"
@@ -227,7 +234,11 @@ def test_no_event_type_is_invented(url: str) -> None:
     known = {get_args(one.model_fields["type"].annotation)[0] for one in get_args(get_args(ResponseStreamEvent)[0])}
     used = {
         event["type"]
-        for asked in ({"input": "reason: r\nsay: x"}, {"input": "call: look {}", "tools": [FUNCTION]}, {"input": "refuse: n"})
+        for asked in (
+            {"input": "reason: r\nsay: x"},
+            {"input": "call: look {}", "tools": [FUNCTION]},
+            {"input": "refuse: n"},
+        )
         for event in stream(url, asked)
     }
     assert used <= known
@@ -235,8 +246,8 @@ def test_no_event_type_is_invented(url: str) -> None:
 
 FAULTS: dict[str, Callable[[list[dict[str, Any]], dict[str, Any]], bool]] = {
     "usage is null": lambda events, final: final["usage"] is None,
-    "usage without details": lambda events, final: not (
-        final["usage"]["input_tokens_details"] and final["usage"]["output_tokens_details"]
+    "usage without details": lambda events, final: (
+        not (final["usage"]["input_tokens_details"] and final["usage"]["output_tokens_details"])
     ),
     "an id without resp_": lambda events, final: not final["id"].startswith("resp_"),
     "an item without status or summary": lambda events, final: any(
@@ -339,11 +350,7 @@ def _plant(events: list[dict[str, Any]]) -> list[tuple[list[dict[str, Any]], dic
     broken.append((events, {**events[-1]["response"], "output": []}))
     other = [{**event, "item": {**event["item"], "id": "x"}} if "item" in event else event for event in events[:-3]]
     broken.append((other, events[-1]["response"]))
-    safe = []
-    for made, final in broken:
-        if final["usage"] is None or "id" in str(final):
-            safe.append((made, final))
-    return safe
+    return broken
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
@@ -356,8 +363,3 @@ def text_parts(events: list[dict[str, Any]], final: dict[str, Any], *, every: bo
     parts = [part for item in items for part in item.get("content") or ()]
     parts += [event["part"] for event in events if "part" in event]
     return parts if every else [part for part in parts if part["type"] == "output_text"]
-
-
-def test_posting_with_a_trailing_slash_or_a_double_one_is_told_apart(url: str) -> None:
-    assert send(url, "POST", "/responses/", {"model": "m", "input": "x"}).status in (200, 307, 404, 405)
-    assert post(url, "/responses", {"model": "m", "input": "say: x"})["status"] == "completed"

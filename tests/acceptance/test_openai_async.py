@@ -41,9 +41,7 @@ async def test_streams_and_helpers_of_the_async_client(async_client: AsyncOpenAI
 
 async def test_conversations_of_the_async_client(async_client: AsyncOpenAI) -> None:
     conversation = await async_client.conversations.create(items=[{"role": "user", "content": "my fish is Wanda"}])
-    answered = await async_client.responses.create(
-        model="m", input="what is my fish?", conversation=conversation.id
-    )
+    answered = await async_client.responses.create(model="m", input="what is my fish?", conversation=conversation.id)
     assert answered.output_text == "Your fish is Wanda."
     held = [item async for item in async_client.conversations.items.list(conversation.id, order="asc", limit=2)]
     assert len(held) == 3
@@ -54,9 +52,7 @@ async def test_conversations_of_the_async_client(async_client: AsyncOpenAI) -> N
 async def test_a_background_response_is_followed_by_the_async_client(
     async_client: AsyncOpenAI, model_host: ModelHost, seen: Seen
 ) -> None:
-    queued = await async_client.responses.create(
-        model="m", input="gate: async 2\nsay: one two three", background=True
-    )
+    queued = await async_client.responses.create(model="m", input="gate: async 2\nsay: one two three", background=True)
     numbers: list[int] = []
     stream = await async_client.responses.retrieve(queued.id, stream=True, starting_after=1)
     model_host.open_gate("async")

@@ -75,9 +75,7 @@ def test_items_are_added_read_and_deleted(client: OpenAI) -> None:
         assert client.conversations.items.retrieve(str(item.id), conversation_id=conversation) == item
     second: Any = added.data[1]
     assert client.conversations.items.delete(second.id, conversation_id=conversation).id == conversation
-    assert [item.id for item in items(client, conversation)] == [
-        item.id for item in added.data if item.id != second.id
-    ]
+    assert [item.id for item in items(client, conversation)] == [item.id for item in added.data if item.id != second.id]
     with pytest.raises(NotFoundError) as caught:
         client.conversations.items.retrieve(second.id, conversation_id=conversation)
     assert caught.value.code == "item_not_found"
@@ -85,7 +83,7 @@ def test_items_are_added_read_and_deleted(client: OpenAI) -> None:
         client.conversations.items.delete(second.id, conversation_id=conversation)
 
 
-@pytest.mark.parametrize("limit", (1, 3, 7, 20))
+@pytest.mark.parametrize("limit", [1, 3, 7, 20])
 def test_items_page_in_both_orders(client: OpenAI, limit: int) -> None:
     conversation = client.conversations.create(
         items=[{"role": "user", "content": f"m{number}"} for number in range(7)]
@@ -104,7 +102,7 @@ def test_an_empty_list_has_null_ends(client: OpenAI, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    (("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=no", "after")),
+    [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=no", "after")],
 )
 def test_wrong_paging_is_refused(client: OpenAI, url: str, query: str, param: str) -> None:
     conversation = client.conversations.create(items=[{"role": "user", "content": "x"}]).id
@@ -247,7 +245,9 @@ def narrow(model_host: ModelHost, tmp_path_factory: pytest.TempPathFactory) -> I
         yield client
 
 
-def test_a_conversation_is_locked_when_waiting_takes_too_long(narrow: OpenAI, model_host: ModelHost, seen: Seen) -> None:
+def test_a_conversation_is_locked_when_waiting_takes_too_long(
+    narrow: OpenAI, model_host: ModelHost, seen: Seen
+) -> None:
     conversation = narrow.conversations.create().id
     say(narrow, "gate: lock 1\nsay: x", conversation, background=True)
     seen.wait(1)
@@ -315,12 +315,12 @@ def test_more_than_twenty_items_at_a_time_are_refused(client: OpenAI) -> None:
 
 @pytest.mark.parametrize(
     ("metadata", "code"),
-    (
+    [
         ({str(n): "x" for n in range(17)}, "object_above_max_properties"),
         ({"k" * 65: "x"}, "string_above_max_length"),
         ({"k": "x" * 513}, "string_above_max_length"),
         ({"k": 1}, "invalid_type"),
-    ),
+    ],
 )
 def test_metadata_is_bounded(client: OpenAI, metadata: Any, code: str) -> None:
     with pytest.raises(BadRequestError) as caught:

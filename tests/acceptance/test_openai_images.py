@@ -139,7 +139,7 @@ def test_an_image_is_kept_once_and_goes_with_its_last_user(
 
 @pytest.mark.parametrize(
     "host",
-    ("127.0.0.1", "localhost", "[::1]", "169.254.169.254", "10.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "0x7f000001"),
+    ["127.0.0.1", "localhost", "[::1]", "169.254.169.254", "10.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "0x7f000001"],
 )
 def test_a_private_address_is_refused(client: OpenAI, site: str, host: str) -> None:
     with pytest.raises(BadRequestError) as caught:
@@ -148,7 +148,7 @@ def test_a_private_address_is_refused(client: OpenAI, site: str, host: str) -> N
     assert caught.value.param == "input[0].content[0].image_url"
 
 
-@pytest.mark.parametrize("host", ("127.1", "2130706433", "0177.0.0.1", "127.0.0.1.", "localhost."))
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0177.0.0.1", "127.0.0.1.", "localhost."])
 def test_an_odd_way_of_writing_a_private_address_leads_nowhere(client: OpenAI, site: str, host: str) -> None:
     with pytest.raises(BadRequestError) as caught:
         show(client, f"http://{host}:{site.rsplit(':', 1)[1]}/picture.png")
@@ -157,7 +157,7 @@ def test_an_odd_way_of_writing_a_private_address_leads_nowhere(client: OpenAI, s
 
 @pytest.mark.parametrize(
     ("address", "code"),
-    (
+    [
         ("file:///etc/passwd", "invalid_image_url"),
         ("ftp://example.com/x.png", "invalid_image_url"),
         ("http://user:secret@example.com/x.png", "invalid_image_url"),
@@ -171,7 +171,7 @@ def test_an_odd_way_of_writing_a_private_address_leads_nowhere(client: OpenAI, s
         ("data:image/svg+xml;base64,PHN2Zy8+", "unsupported_image_media_type"),
         ("data:image/png;base64,", "empty_image_file"),
         ("http://no-such-host.invalid/x.png", "failed_to_download_image"),
-    ),
+    ],
 )
 def test_an_image_that_cannot_be_had_is_refused(client: OpenAI, address: str, code: str) -> None:
     with pytest.raises(BadRequestError) as caught:
@@ -181,7 +181,7 @@ def test_an_image_that_cannot_be_had_is_refused(client: OpenAI, address: str, co
     assert "secret" not in caught.value.message
 
 
-@pytest.mark.parametrize("path", ("picture.png", "redirect"))
+@pytest.mark.parametrize("path", ["picture.png", "redirect"])
 def test_an_operator_can_let_the_server_reach_private_addresses(
     open_client: OpenAI, site: str, seen: Seen, path: str
 ) -> None:
@@ -193,13 +193,13 @@ def test_an_operator_can_let_the_server_reach_private_addresses(
 
 @pytest.mark.parametrize(
     ("path", "code"),
-    (
+    [
         ("missing.png", "failed_to_download_image"),
         ("text.png", "unsupported_image_media_type"),
         ("huge.png", "image_file_too_large"),
         ("redirect-for-ever", "failed_to_download_image"),
         ("silent", "failed_to_download_image"),
-    ),
+    ],
 )
 def test_what_a_site_answers_instead_of_an_image_is_refused(
     open_client: OpenAI, site: str, path: str, code: str

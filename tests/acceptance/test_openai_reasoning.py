@@ -73,12 +73,12 @@ def test_reasoning_sealed_elsewhere_is_passed_over(client: OpenAI, seen: Seen) -
 
 @pytest.mark.parametrize(
     "item",
-    (
+    [
         {"type": "reasoning", "summary": []},
         {"type": "reasoning", "id": "rs_1", "summary": [], "status": "in_progress", "encrypted_content": None},
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "short"}], "content": None},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "long"}]},
-    ),
+    ],
 )
 def test_reasoning_comes_back_in_every_shape_that_clients_send(client: OpenAI, item: Any) -> None:
     said = [item, {"role": "assistant", "content": "so"}, {"role": "user", "content": "say: ok"}]

@@ -70,7 +70,7 @@ def test_the_format_is_echoed(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ('{"x": 1}', '{"x": 1, "y": "two"}', '{"x": 1, "y": 2, "z": 3}', "[1, 2]", "no JSON at all", '{"x": 1')
+    "answer", ['{"x": 1}', '{"x": 1, "y": "two"}', '{"x": 1, "y": 2, "z": 3}', "[1, 2]", "no JSON at all", '{"x": 1']
 )
 def test_an_answer_that_does_not_fit_fails_the_response(client: OpenAI, answer: str) -> None:
     with pytest.raises(InternalServerError) as caught:
@@ -134,7 +134,8 @@ def test_a_schema_that_is_none_is_refused_before_anything_runs(client: OpenAI, s
 
 
 @pytest.mark.parametrize(
-    "form", ({"type": "xml"}, {"type": "json_schema", "schema": {}}, {"type": "json_schema", "name": "a b", "schema": {}})
+    "form",
+    [{"type": "xml"}, {"type": "json_schema", "schema": {}}, {"type": "json_schema", "name": "a b", "schema": {}}],
 )
 def test_formats_that_are_not_known_are_refused(client: OpenAI, form: Any) -> None:
     with pytest.raises(BadRequestError) as caught:

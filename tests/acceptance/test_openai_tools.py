@@ -225,7 +225,7 @@ def test_a_call_left_unanswered_does_not_break_the_chain(client: OpenAI, seen: S
     assert_paired(seen.messages)
 
 
-@pytest.mark.parametrize("kind", ("web_search", "web_search_preview", "image_generation"))
+@pytest.mark.parametrize("kind", ["web_search", "web_search_preview", "image_generation"])
 def test_hosted_tools_that_clients_declare_by_default_are_tolerated(client: OpenAI, seen: Seen, kind: str) -> None:
     response = ask(client, "say: hi", tools=[{"type": kind}, WEATHER])
     assert [tool["function"]["name"] for tool in seen.last["tools"]] == ["get_weather"]
@@ -240,7 +240,7 @@ def test_hosted_tools_that_clients_declare_by_default_are_tolerated(client: Open
 
 @pytest.mark.parametrize(
     "tool",
-    (
+    [
         {"type": "file_search", "vector_store_ids": ["vs_1"]},
         {"type": "code_interpreter", "container": {"type": "auto"}},
         {"type": "mcp", "server_label": "x", "server_url": "https://example.com"},
@@ -249,7 +249,7 @@ def test_hosted_tools_that_clients_declare_by_default_are_tolerated(client: Open
         {"type": "local_shell"},
         {"type": "computer_use_preview", "display_height": 1, "display_width": 1, "environment": "linux"},
         {"type": "made_up"},
-    ),
+    ],
     ids=lambda tool: tool["type"],
 )
 def test_other_hosted_tools_are_refused_with_advice(client: OpenAI, tool: Any) -> None:
@@ -262,14 +262,14 @@ def test_other_hosted_tools_are_refused_with_advice(client: OpenAI, tool: Any) -
 
 @pytest.mark.parametrize(
     ("more", "param"),
-    (
+    [
         ({"tools": [{"type": "function", "function": {"name": "x"}}]}, "tools[0].name"),
         ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [{"name": "x"}]}, "tools[0].type"),
-    ),
+    ],
 )
 def test_wrong_declarations_are_refused_where_they_are_wrong(client: OpenAI, more: Any, param: str) -> None:
     with pytest.raises(BadRequestError) as caught:

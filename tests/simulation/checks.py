@@ -174,9 +174,10 @@ async def check_conversation(client: Client, ledger: Ledger, held: Conversation)
     removed |= {turn.token for other in ledger.conversations.values() for turn in other.turns if turn.remove_asked}
     before = [item for item in held.seen if _token(text_of(item)) not in removed]
     assert items[: len(before)] == before, f"{held.id} does not begin with what it had before"
-    base = [item for item in held.base if _token(text_of(item)) not in removed]
-    assert items[: len(base)] == base, f"{held.id} does not begin with what it shares with {held.parent}"
-    _check_turns(held, [text_of(item) for item in items[len(base) :]])
+    base = [text for text in held.base if _token(text) not in removed]
+    texts = [text_of(item) for item in items]
+    assert texts[: len(base)] == base, f"{held.id} does not begin with what it was forked from: {texts}, {base}"
+    _check_turns(held, texts[len(base) :])
     held.seen = items
 
 

@@ -75,10 +75,9 @@ class Conversation:
     """A conversation whose id a client knows."""
 
     id: str
-    base: list[Any] = field(default_factory=list)
-    """The items that it began with, as a fork."""
+    base: list[str] = field(default_factory=list)
+    """What the items say that it began with, as a fork."""
     turns: list[Turn] = field(default_factory=list)
-    parent: str = ""
     forks: list[str] = field(default_factory=list)
     unknown_forks: bool = False
     """A fork was asked for and nobody knows whether it was made."""

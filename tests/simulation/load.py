@@ -193,10 +193,7 @@ async def chain(round_: Round) -> None:
 async def _fork_chain(round_: Round, links: Chain) -> None:
     """A conversation that begins with a chain."""
     asked = await round_.client.call("POST", f"/responses/{links.links[-1]}/fork", {})
-    held = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"])
-    items = await round_.client.pages(f"/conversations/{held.id}/items")
-    assert [text_of(item) for item in items] == links.texts, f"{held.id} does not begin with the chain it was made of"
-    held.base = items
+    held = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"], base=list(links.texts))
     await _write(round_, held)
 
 
@@ -268,7 +265,8 @@ async def _fork(round_: Round, held: Conversation) -> None:
     if body:
         place = next(n for n, item in enumerate(items) if item["id"] == body["after_item_id"])
         shared = items[: place + 1]
-    forked = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"], base=shared, parent=held.id)
+    base = [text_of(item) for item in shared]
+    forked = round_.ledger.conversations[asked["id"]] = Conversation(asked["id"], base=base)
     held.forks.append(forked.id)
     held.unknown_forks = False
     await _write(round_, forked)

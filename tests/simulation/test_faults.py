@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,34 @@ async def test_a_run_that_cannot_be_taken_up_yet_can_be_cancelled(tmp_path: Path
         rest = stage.follow(stream.id)
         await rest.whole()
         rest.check_numbers()
+
+
+async def test_a_silent_model_server_keeps_nobody_from_what_is_stored(tmp_path: Path) -> None:
+    async with scene(tmp_path, delay=0.02) as stage:
+        stored = await stage.create("say: before")
+        stream = stage.stream(f"say: {LONG}", background=True)
+        await stream.until(10)
+        await stage.kill()
+        host, port = "127.0.0.1", int(stage.model.url.split(":")[2].split("/")[0])
+        await stage.model.stop()
+        with socket.create_server((host, port)):
+            began = time.monotonic()
+            await stage.start()
+            assert time.monotonic() - began < 6
+            assert await stage.retrieve(stored["id"]) == stored
+            assert (await stage.retrieve(stream.id))["status"] == "in_progress"
+        await stage.model.start(host, port)
+        assert (await stage.ended(stream.id, 30))["status"] == "completed"
+
+
+def test_a_server_that_was_killed_while_it_made_its_directory_starts_all_the_same(tmp_path: Path) -> None:
+    for moment in range(5):
+        server = ServerProcess(tmp_path / str(moment), backends=("http://127.0.0.1:9/v1",)).spawn()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(0.25 + 0.08 * moment)
+        server.kill()
+        with server.start():
+            assert server.status is None
 
 
 def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from stateroom.agent.context import Context
 from stateroom.agent.state import OPEN, BranchState, RunState, configured, fold_run, identified
 from stateroom.agent.steps import HOSTED_CALL
 from stateroom.blobs.hold import BlobHold
-from stateroom.errors import Fenced, InvalidRequest, NotFound, RequestError, StateroomError, StorageError
+from stateroom.errors import (
+    BackendUnavailable,
+    Fenced,
+    InvalidRequest,
+    NotFound,
+    RequestError,
+    StateroomError,
+    StorageError,
+)
 from stateroom.journal.entries import (
     ContextItem,
     Item,
@@ -24,6 +32,7 @@ from stateroom.journal.entries import (
     RunView,
 )
 from stateroom.journal.store import Branch, Index, Journal, RunRow
+from stateroom.models.backend import Backend
 from stateroom.models.router import Router
 from stateroom.runtime.branches import ActiveBranch, Branches, items_before
 from stateroom.runtime.checks import check_format
@@ -41,6 +50,7 @@ log = logging.getLogger("stateroom.runtime")
 
 RECOVERY_RETRY_SECONDS = 2.0
 RECOVERY_RETRY_SECONDS_MAX = 60.0
+RECOVERY_FIND_SECONDS = 0.5
 RECOVERY_PATIENCE_SECONDS = 60.0
 """How long a run that was taken up waits for a model server that is not back yet."""
 
@@ -333,8 +343,7 @@ class Runs:
     async def recover(self) -> int:
         """Take up every open run of the journal; returns how many."""
         rows = await self._index.open_runs()
-        for row in rows:
-            await self._try_take_up(row)
+        await asyncio.gather(*(self._try_take_up(row) for row in rows))
         return len(rows)
 
     async def _try_take_up(self, row: RunRow, retry_seconds: float = RECOVERY_RETRY_SECONDS) -> None:
@@ -374,7 +383,7 @@ class Runs:
         try:
             plan = surface.plan(settings, [*branch.state.steering, *started.input])
             if asks_model:
-                backend, _ = await self._router.find(settings.model)
+                backend = await self._backend_of(settings.model)
                 can_prefill = backend.can_prefill
         except RequestError as error:
             refusal = error  # it will never be better: the run ends with it
@@ -399,6 +408,13 @@ class Runs:
         run.patience_seconds = RECOVERY_PATIENCE_SECONDS
         await writer.commit()
         return run
+
+    async def _backend_of(self, model: str) -> Backend:
+        """The backend for a name. Raises NotFound, BackendUnavailable; what stands open must not wait long for it."""
+        try:
+            return (await asyncio.wait_for(self._router.find(model), RECOVERY_FIND_SECONDS))[0]
+        except TimeoutError:
+            raise BackendUnavailable("No model server has answered yet.") from None
 
     async def _take_up_to_cancel(self, project: str, run_id: str) -> LiveRun | None:
         """An open background run that could not be taken up yet (its model's server is not back, say)."""
