@@ -197,6 +197,18 @@ def test_items_that_clients_named_alike_elsewhere_stay(url: str, again: Again, s
     assert [text for _, text in told(seen.messages)] == ["say: two", "two", "say: three"]
 
 
+def test_items_named_alike_stay_in_the_context_of_others(url: str, again: Again, seen: Seen) -> None:
+    """The same id at the same place: an addition here, the input of a response there."""
+    message = {"type": "message", "id": "msg_twin", "role": "user"}
+    source, other = conversation(url), conversation(url)
+    respond(url, {"input": [{**message, "content": "say: one"}], "conversation": source})
+    post(url, f"/conversations/{other}/items", {"items": [{**message, "content": "unlike"}]})
+    again()
+    delete(url, f"/conversations/{other}/items/msg_twin")
+    turn(url, source, "say: two")
+    assert [text for _, text in told(seen.messages)] == ["say: one", "one", "say: two"]
+
+
 def test_an_item_of_a_failed_try_does_not_stand_in_the_way_of_deleting_it(url: str, again: Again) -> None:
     source = conversation(url)
     message = {"type": "message", "id": "msg_retried", "role": "user"}

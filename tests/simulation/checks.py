@@ -9,9 +9,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from tests.simulation.actors import text_of
 from tests.simulation.client import Client, Event
 from tests.simulation.ledger import Conversation, Ledger, Response
-from tests.simulation.load import ENDED, text_of
+from tests.simulation.load import ENDED
 
 SETTLE_SECONDS = 15.0
 UNKNOWN = "The outcome of this call is unknown"
@@ -242,7 +243,7 @@ def _check_call(run: str, item: Any, lines: list[tuple[str, int]]) -> None:
     ended = [attempt for what, attempt in lines if what == "end"]
     name, status = item["name"], item["status"]
     if name == "probe_effect":
-        assert begun in ([], [1]), f"{run}: {item['call_id']} took effect {len(begun)} times: {lines}"
+        assert begun in ([], [1]), f"{run}: {item['call_id']} was made again: {lines}"
         if status == "completed":
             assert ended == [1], f"{run}: {item['call_id']} is completed and was not"
         else:

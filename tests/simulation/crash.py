@@ -27,6 +27,7 @@ from typing import IO, Final
 from stateroom.testing.kill_points import KILL_AT, KILL_FIFO
 from stateroom.testing.probe_server import EFFECTS
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
+from tests.simulation.actors import ACTORS
 from tests.simulation.checks import check_all
 from tests.simulation.client import Client
 from tests.simulation.files import check_erased, check_files, copy_data
@@ -164,9 +165,12 @@ def spread(seconds: list[float]) -> str:
 
 
 class Directory:
-    """One data directory, the servers that live on it one after the other, and the ledger of what they said."""
+    """One data directory, the servers that live on it one after the other, and the ledger of what they said.
 
-    def __init__(self, folder: Path, model: str, figures: Figures, *, prefill: bool) -> None:
+    The variants differ in durability and in whether the model can go on from given text.
+    """
+
+    def __init__(self, folder: Path, model: str, figures: Figures, *, variant: int) -> None:
         folder.mkdir()
         self.folder = folder
         self.ledger = Ledger()
@@ -175,8 +179,11 @@ class Directory:
         self.effects = folder / "effects.txt"
         os.mkfifo(self.fifo)
         config = folder / "stateroom.toml"
-        prefilled = 'prefill = "assistant"\n' if prefill else ""
-        config.write_text(f'shutdown_seconds = 2\n[[backends]]\nurl = "{model}"\n{prefilled}')
+        durability = "full" if variant % 3 == 2 else "normal"
+        prefill = "assistant" if variant % 2 == 1 else "none"
+        config.write_text(
+            f'shutdown_seconds = 2\ndurability = "{durability}"\n[[backends]]\nurl = "{model}"\nprefill = "{prefill}"\n'
+        )
         self.server = ServerProcess(
             folder / "data",
             port=quiet_port(),
@@ -215,7 +222,7 @@ class Directory:
         assert "Traceback" not in text, f"the server's log has a traceback: {self.server.log}"
 
     async def _load_and_kill(self, load: Round, plan: Plan) -> None:
-        working = asyncio.get_running_loop().create_task(load.run(plan.actors))
+        working = asyncio.get_running_loop().create_task(load.run(plan.actors, ACTORS))
         dead = asyncio.get_running_loop().create_task(asyncio.to_thread(self.server.wait, 60))
         seconds = plan.seconds if plan.manner == "time" else LOAD_SECONDS
         if plan.manner not in ("time", "client"):
@@ -270,8 +277,8 @@ async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out:
                 if directory is not None:
                     await directory.close()
                     await asyncio.to_thread(shutil.rmtree, directory.folder)
-                prefill = number // ROUNDS_PER_DIRECTORY % 2 == 1
-                directory = Directory(folder / f"round-{number}", model.url, figures, prefill=prefill)
+                variant = number // ROUNDS_PER_DIRECTORY
+                directory = Directory(folder / f"round-{number}", model.url, figures, variant=variant)
                 await directory.start()
             began = time.monotonic()
             try:

@@ -444,7 +444,7 @@ def test_the_api_answers_as_a_plain_model_does(tmp_path: Path) -> None:
         run_state_machine_as_test(
             lambda: ApiMachine(world),
             settings=settings(
-                max_examples=int(__import__("os").environ.get("N","12")),
+                max_examples=int(__import__("os").environ.get("N", "12")),
                 stateful_step_count=50,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

@@ -67,7 +67,9 @@ class ActiveBranch:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            await asyncio.wait_for(asyncio.shield(turn), wait_seconds)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the turn.
+            async with asyncio.timeout(wait_seconds):
+                await asyncio.shield(turn)
         except (TimeoutError, asyncio.CancelledError) as stopped:
             if turn.done() and not turn.cancelled():
                 self.free()
@@ -230,8 +232,8 @@ class Branches:
         for active in holders:
             in_context = active.state.items[: active.context.source_count]
             active.context.erase(gone, sum((held.id, held.seq) in gone for held in in_context))
-            if active.state.erase(gone):
-                self.forget(project, active.branch)
+            active.state.erase(gone)
+            self.forget(project, active.branch)
 
     def forget(self, project: str, branch: str) -> None:
         """Drop a branch whose content was erased; whoever has it in hand keeps it until it is done."""

@@ -222,7 +222,7 @@ async def it_goes_on_from_a_prefill_when_it_says_so(backend: Backend, model: str
 async def it_stops_when_the_iterator_is_closed(backend: Backend, model: str) -> None:
     """And serves the next call at once."""
     answer = backend.generate(make_call(model, user("Count from 1 to 1000, in words."), max_output_tokens=400))
-    async with contextlib.aclosing(answer), asyncio.timeout(60):  # type: ignore[type-var]  # the iterators are generators
+    async with contextlib.aclosing(answer), asyncio.timeout(60):
         await anext(aiter(answer))
     async with asyncio.timeout(60):
         await collect(backend, make_call(model, user("Say hello."), max_output_tokens=SHORT))

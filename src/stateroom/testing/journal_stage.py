@@ -104,7 +104,8 @@ async def begin(
 
 async def refused(error: type[StorageError], waiting: Awaitable[Any]) -> None:
     """Assert that `waiting` raises exactly this."""
-    [outcome] = await asyncio.gather(waiting, return_exceptions=True)
+    outcomes: list[Any] = await asyncio.gather(waiting, return_exceptions=True)
+    outcome = outcomes[0]
     assert type(outcome) is error, f"{outcome!r} instead of {error.__name__}"
 
 

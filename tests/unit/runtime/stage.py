@@ -155,6 +155,18 @@ class CountedTool:
         return ToolResult(f"counted {len(self.made)}")
 
 
+class GatedBlobs(MemoryBlobs):
+    """Blobs that are put once the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def put(self, data: bytes) -> str:
+        await self.gate.wait()
+        return await super().put(data)
+
+
 class Stage:
     """One process's runtime. Another one on the same journal is what comes after a crash."""
 
@@ -264,6 +276,10 @@ class Stage:
 
 def user(text: str) -> Item:
     return {"role": "user", "content": text}
+
+
+def picture(url: str = PIXEL) -> Item:
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
 
 
 def text_of(item: Item) -> str:

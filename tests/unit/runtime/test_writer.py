@@ -25,7 +25,7 @@ from stateroom.journal.store import Append, Appended, Branch
 from stateroom.runtime.stream import LiveStream
 from stateroom.runtime.writer import BranchWriter, Flusher
 from stateroom.testing.faulty_store import Fault, FaultyStore, Plan
-from tests.unit.runtime.stage import MovedClock
+from tests.unit.runtime.stage import MovedClock, until
 
 P = "p"
 
@@ -93,6 +93,11 @@ def writer_of(
     return writer, failures
 
 
+async def a_few_ticks() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 def started() -> RunStarted:
     return RunStarted(ids.new_id("resp"), RunSettings(model="m"), [{"role": "user", "content": "hi"}], frames=True)
 
@@ -129,8 +134,7 @@ async def test_nothing_is_shown_before_it_is_committed() -> None:
     writer.add(started())
     writer.renderer.words.append("created")  # type: ignore[union-attr]  # it is a Numbers
     waiting = writer.commit()
-    for _ in range(20):
-        await asyncio.sleep(0)
+    await a_few_ticks()
     assert not waiting.done()
     assert writer.stream.frames == []
     assert not writer.is_settled
@@ -227,7 +231,7 @@ async def test_a_released_writer_writes_nothing_more_even_when_somebody_waits_fo
     await writer.commit()
     await writer.settled()
     writer.touch()
-    await asyncio.sleep(0.01)
+    await a_few_ticks()
     assert len(journal.changes) == 1
     assert await journal.frames(P, "b", 0) == []
 
@@ -325,7 +329,7 @@ async def test_the_patience_with_a_full_disk_has_an_end(monkeypatch: pytest.Monk
     await writer.commit()
     writer.renderer.words.append("never")  # type: ignore[union-attr]  # it is a Numbers
     waiting = writer.commit()
-    await asyncio.sleep(0.01)
+    await until(lambda: store.writes > 3)
     assert not waiting.done()
     clock.seconds += 61
     with pytest.raises(StorageFull):
@@ -361,7 +365,8 @@ async def test_one_tick_serves_all_streams_and_each_once() -> None:
         for writer in writers:
             writer.renderer.words.append("w")  # type: ignore[union-attr]  # it is a Numbers
             writer.touch()
-    await asyncio.sleep(0.05)
+    await until(lambda: len(journal.changes) >= 10)
+    await a_few_ticks()
     assert sorted(change.branch for change in journal.changes) == sorted(writer.branch for writer in writers)
     assert all(words_of(change.frames) == ["w", "w", "w"] for change in journal.changes)
 
