@@ -64,7 +64,7 @@ def test_items_are_added_read_and_deleted(client: OpenAI) -> None:
         conversation,
         items=[
             {"type": "message", "role": "user", "content": "one"},
-            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "two"}]},  # type: ignore[list-item]  # clients send it without annotations
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "two"}]},
             {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "seen"},
         ],
@@ -88,8 +88,8 @@ def test_items_page_in_both_orders(client: OpenAI, limit: int) -> None:
     conversation = client.conversations.create(
         items=[{"role": "user", "content": f"m{number}"} for number in range(7)]
     ).id
-    oldest = [item.content[0].text for item in client.conversations.items.list(conversation, order="asc", limit=limit)]  # type: ignore[union-attr]  # messages
-    newest = [item.content[0].text for item in client.conversations.items.list(conversation, limit=limit)]  # type: ignore[union-attr]  # messages
+    oldest = [item.content[0].text for item in client.conversations.items.list(conversation, order="asc", limit=limit)]
+    newest = [item.content[0].text for item in client.conversations.items.list(conversation, limit=limit)]
     assert oldest == [f"m{number}" for number in range(7)]
     assert newest == oldest[::-1]
 

@@ -40,7 +40,7 @@ class Pictures(BaseHTTPRequestHandler):
             self.send_header("location", target)
             self.end_headers()
         elif name == "silent":
-            self.server.released.wait(20)  # type: ignore[attr-defined]  # set by the fixture
+            self.server.released.wait(20)
         else:
             self.send_error(404)
 
@@ -51,11 +51,11 @@ class Pictures(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
-    server.released = threading.Event()  # type: ignore[attr-defined]  # read by the handler
+    server.released = threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
-    server.released.set()  # type: ignore[attr-defined]  # as above
+    server.released.set()
     server.shutdown()
 
 

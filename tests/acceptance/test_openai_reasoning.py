@@ -68,7 +68,7 @@ def test_reasoning_sealed_elsewhere_is_passed_over(client: OpenAI, seen: Seen) -
     assert response.output_text == "fine"
     assert [text for _, text in told(seen.messages)] == ["say: fine"]
     items = list(client.responses.input_items.list(response.id, order="asc"))
-    assert items[0].encrypted_content == "gAAAAABmForeign"  # type: ignore[union-attr]  # reasoning
+    assert items[0].encrypted_content == "gAAAAABmForeign"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_token_limit_makes_a_response_incomplete(client: OpenAI) -> None:
     assert cut.status == "incomplete"
     assert cut.incomplete_details is not None
     assert cut.incomplete_details.reason == "max_output_tokens"
-    assert cut.output[0].status == "incomplete"  # type: ignore[union-attr]  # it is a message
+    assert cut.output[0].status == "incomplete"
     assert len(cut.output_text.split()) == 20
 
 
@@ -146,7 +146,7 @@ def test_input_items_are_the_context_and_the_input_and_page_both_ways(client: Op
     oldest_first = list(client.responses.input_items.list(second.id, order="asc", limit=1))
     newest_first = list(client.responses.input_items.list(second.id, limit=2))
     assert [item.id for item in newest_first] == [item.id for item in reversed(oldest_first)]
-    assert [item.role for item in oldest_first] == ["user", "assistant", "developer", "user"]  # type: ignore[union-attr]  # messages
+    assert [item.role for item in oldest_first] == ["user", "assistant", "developer", "user"]
     assert oldest_first[1].id == first.output[0].id
     page = client.responses.input_items.list(second.id, order="asc", limit=2)
     assert page.has_more is True
@@ -211,7 +211,7 @@ def test_a_deleted_response_is_gone_everywhere(client: OpenAI, seen: Seen) -> No
         ask(client, "say: more", previous_response_id=first.id)
     assert caught.value.code == "previous_response_not_found"
     assert caught.value.param == "previous_response_id"
-    assert [item.role for item in client.responses.input_items.list(second.id)] == ["user"]  # type: ignore[union-attr]  # messages
+    assert [item.role for item in client.responses.input_items.list(second.id)] == ["user"]
     ask(client, "say: three", previous_response_id=second.id)
     assert "secret" not in str(seen.messages)
     with pytest.raises(NotFoundError) as referred:
@@ -259,7 +259,7 @@ def test_a_response_in_progress_can_be_read_but_not_continued(client: OpenAI, mo
     running = client.responses.retrieve(queued.id)
     assert running.status in ("queued", "in_progress")
     assert running.usage is None
-    assert [item.role for item in client.responses.input_items.list(queued.id)] == ["user"]  # type: ignore[union-attr]  # messages
+    assert [item.role for item in client.responses.input_items.list(queued.id)] == ["user"]
     with pytest.raises(BadRequestError) as caught:
         ask(client, "say: more", previous_response_id=queued.id)
     assert caught.value.code == "previous_response_in_progress"

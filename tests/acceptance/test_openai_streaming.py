@@ -103,7 +103,7 @@ def test_the_helper_takes_up_a_background_response_by_its_id(client: OpenAI) -> 
     with client.responses.stream(response_id=queued.id, starting_after=4) as stream:
         events = list(stream)
         assert stream.get_final_response().output_text == "one two three"
-    assert events[0].sequence_number == 5  # type: ignore[union-attr]  # every event of the helper has it
+    assert events[0].sequence_number == 5
 
 
 def test_starting_after_the_end_gives_an_empty_stream(client: OpenAI) -> None:
@@ -144,7 +144,7 @@ def test_a_stored_run_goes_on_when_its_reader_leaves(client: OpenAI, url: str, m
         url, "POST", "/responses", {"model": "m", "input": "gate: leave 2\nsay: one two three", "stream": True}
     )
     identifier = next(events)["response"]["id"]
-    events.close()  # type: ignore[attr-defined]  # a generator
+    events.close()
     model_host.open_gate("leave")
     ended = until(lambda: completed(client, identifier), "the run ends without its reader")
     assert ended.output_text == "one two three"
@@ -156,7 +156,7 @@ def test_an_unstored_run_ends_with_its_reader(url: str, model_host: ModelHost, s
     events = iter_stream(url, "POST", "/responses", body)
     next(events)
     seen.wait(1)
-    events.close()  # type: ignore[attr-defined]  # a generator
+    events.close()
     until(lambda: model_host.script.dropped > dropped, "the request to the model server is dropped")
 
 

@@ -95,7 +95,7 @@ def test_a_schema_that_is_not_strict_is_advice(client: OpenAI) -> None:
 
 def test_a_refusal_is_no_violation(client: OpenAI) -> None:
     response = client.responses.create(model="scripted", input="refuse: I will not.", text=schema())
-    part: Any = response.output[0].content[0]  # type: ignore[union-attr]  # it is a message
+    part: Any = response.output[0].content[0]
     assert response.status == "completed"
     assert (part.type, part.refusal) == ("refusal", "I will not.")
     parsed = client.responses.parse(model="scripted", input="refuse: I will not.", text_format=Solution)

@@ -91,7 +91,7 @@ def test_a_strict_function_reaches_the_model_as_strict(client: OpenAI, seen: See
 def test_declared_tools_are_echoed_whole(client: OpenAI) -> None:
     response = ask(client, "say: hi", tools=[WEATHER, FILE, {"type": "web_search"}])
     assert [tool.type for tool in response.tools] == ["function", "custom", "web_search"]
-    assert response.tools[0].parameters == CITY  # type: ignore[union-attr]  # a function
+    assert response.tools[0].parameters == CITY
 
 
 def test_a_required_call_is_made(client: OpenAI, seen: Seen) -> None:
@@ -275,3 +275,18 @@ def test_wrong_declarations_are_refused_where_they_are_wrong(client: OpenAI, mor
     with pytest.raises(BadRequestError) as caught:
         ask(client, "say: hi", **more)
     assert caught.value.param == param
+
+
+def test_a_context_that_is_cut_keeps_calls_and_results_together(client: OpenAI, seen: Seen) -> None:
+    said: list[Any] = []
+    for number in range(5):
+        said.append({"role": "user", "content": f"question {number}"})
+        said.append({"type": "function_call", "call_id": f"c{number}", "name": "get_time", "arguments": "{}"})
+        said.append({"type": "function_call_output", "call_id": f"c{number}", "output": f"noon {number}"})
+        said.append({"role": "assistant", "content": f"answer {number}"})
+    for most in range(3, 16):
+        asked: Any = [*said, {"role": "user", "content": f"overflow: {most}\nsay: fits"}]
+        response = ask(client, "", input=asked, tools=[TIME], truncation="auto")
+        assert response.output_text == "fits"
+        assert_paired(seen.messages)
+        assert len(seen.messages) <= most

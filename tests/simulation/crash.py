@@ -29,7 +29,7 @@ from stateroom.testing.probe_server import EFFECTS
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
 from tests.simulation.actors import ACTORS
 from tests.simulation.checks import check_all
-from tests.simulation.client import Client
+from tests.simulation.client import Client, Refused
 from tests.simulation.files import check_erased, check_files, copy_data
 from tests.simulation.ledger import Ledger
 from tests.simulation.load import Round
@@ -317,7 +317,7 @@ def main() -> int:
     began = time.monotonic()
     try:
         figures = asyncio.run(crash(drawn(options.rounds, seed, options.first), seed, folder, sys.stdout))
-    except (AssertionError, ProcessFailed, ExceptionGroup) as error:
+    except (AssertionError, ProcessFailed, Refused) as error:
         sys.stdout.write(f"\nA promise was broken: {error}\nseed {seed}; everything is in {folder}\n")
         return 1
     if options.keep is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from tests.simulation.plain_model import Branch, Conversation, Entry, Item, Resp
 
 T = TypeVar("T")
 
+EXAMPLES = int(os.environ.get("API_MACHINE_EXAMPLES", "12"))
 RESTARTS_MAX = 2
 FEW = 3
 """New things are begun while there are fewer: what is there already is to get longer and to branch."""
@@ -348,7 +350,7 @@ class ApiMachine(RuleBasedStateMachine):
         self.conversations.append(conversation)
 
     def _alive(self, held: Sequence[T]) -> list[T]:
-        return [one for one in held if one.alive]  # type: ignore[attr-defined]  # both kinds have it
+        return [one for one in held if one.alive]
 
     def _pick(self, held: Sequence[T], pick: int) -> T:
         alive = self._alive(held)

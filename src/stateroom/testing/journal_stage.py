@@ -104,8 +104,7 @@ async def begin(
 
 async def refused(error: type[StorageError], waiting: Awaitable[Any]) -> None:
     """Assert that `waiting` raises exactly this."""
-    outcomes: list[Any] = await asyncio.gather(waiting, return_exceptions=True)
-    outcome = outcomes[0]
+    outcome: Any = (await asyncio.gather(waiting, return_exceptions=True))[0]
     assert type(outcome) is error, f"{outcome!r} instead of {error.__name__}"
 
 

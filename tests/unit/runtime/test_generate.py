@@ -179,7 +179,10 @@ async def test_estimating_measures_only_what_is_new() -> None:
         assert run.state.usage is not None
         inputs.append(run.state.usage.input)
         context = run.branch.context
-        assert context._measured == (len(context.items), sum(len(msgspec.json.encode(held.item)) for held in context.items))
+        assert context._measured == (
+            len(context.items),
+            sum(len(msgspec.json.encode(held.item)) for held in context.items),
+        )
     assert inputs[0] < inputs[1] < inputs[2]
 
 
