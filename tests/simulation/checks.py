@@ -171,14 +171,17 @@ async def check_conversation(client: Client, ledger: Ledger, held: Conversation)
     items = await client.pages(f"/conversations/{held.id}/items")
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids), f"{held.id} has an item twice"
-    removed = {response.token for response in ledger.responses.values() if response.delete_asked}
-    removed |= {turn.token for other in ledger.conversations.values() for turn in other.turns if turn.remove_asked}
-    before = [item for item in held.seen if _token(text_of(item)) not in removed]
-    assert items[: len(before)] == before, f"{held.id} does not begin with what it had before"
-    base = [text for text in held.base if _token(text) not in removed]
-    texts = [text_of(item) for item in items]
-    assert texts[: len(base)] == base, f"{held.id} does not begin with what it was forked from: {texts}, {base}"
-    _check_turns(held, texts[len(base) :])
+    # Of what somebody asked to be removed, parts may be gone; what must be gone is checked with the turns.
+    doubtful = {response.token for response in ledger.responses.values() if response.delete_asked}
+    doubtful |= {turn.token for other in ledger.conversations.values() for turn in other.turns if turn.remove_asked}
+    now = [item for item in items if _token(text_of(item)) not in doubtful]
+    before = [item for item in held.seen if _token(text_of(item)) not in doubtful]
+    assert now[: len(before)] == before, f"{held.id} does not begin with what it had before"
+    base = [text for text in held.base if _token(text) not in doubtful]
+    shared = [text_of(item) for item in now[: len(base)]]
+    assert shared == base, f"{held.id} does not begin with what it was forked from: {shared}, {base}"
+    from_base = {_token(text) for text in held.base}
+    _check_turns(held, [text for text in map(text_of, items) if _token(text) not in from_base])
     held.seen = items
 
 

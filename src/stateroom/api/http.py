@@ -34,7 +34,7 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
     """The whole body. Raises TooLarge before more than `bytes_max` are kept."""
     too_large = TooLarge(f"The request body is larger than {bytes_max} bytes (`limits.body_bytes`).")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > bytes_max:
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > bytes_max):
         raise too_large
     chunks: list[bytes] = []
     size = 0

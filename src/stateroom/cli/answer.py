@@ -11,13 +11,14 @@ from typing import Any
 
 from stateroom.cli.client import Client, Refused, ServerDown, segment
 from stateroom.cli.failure import CommandFailed
-from stateroom.cli.terminal import safe, say
+from stateroom.cli.terminal import Flow, Waiting, safe, say
 
 PATIENCE_SECONDS = 120.0
 """How long a dead server is waited for."""
 
 _ENDINGS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _COMING_BACK = frozenset({502, 503, 504})
+_BEGINNINGS = frozenset({"response.created", "response.queued", "response.in_progress"})
 
 
 class Answer:
@@ -32,10 +33,16 @@ class Answer:
         self._last = -1
         self._lost_at = 0.0
         self._item_broke = False
+        self._flow = Flow()
+        self._waiting = Waiting()
 
     def ask(self, body: Mapping[str, Any]) -> None:
         """Start a response and show it to its end."""
-        self._follow(self._client.stream("POST", "/responses", {**body, "background": True, "stream": True}))
+        self._waiting.begin()
+        try:
+            self._follow(self._client.stream("POST", "/responses", {**body, "background": True, "stream": True}))
+        finally:
+            self._waiting.end()
 
     def read(self) -> None:
         """Show a response that was started before, from its beginning to its end."""
@@ -75,6 +82,7 @@ class Answer:
             raise failure
         if not self._lost_at:
             self._lost_at = time.monotonic()
+            self._waiting.end()
             say("\n[the connection is lost; waiting for the server]", style="yellow", err=True)
         elif time.monotonic() - self._lost_at > PATIENCE_SECONDS:
             raise CommandFailed(
@@ -94,13 +102,16 @@ class Answer:
         if self._lost_at:
             say(f"[resumed after {time.monotonic() - self._lost_at:.1f} s]", style="yellow", err=True)
             self._lost_at = 0.0
+            self._flow.start_anew()
+        if kind not in _BEGINNINGS:
+            self._waiting.end()
         self._show(kind, event)
 
     def _show(self, kind: str, event: Any) -> None:
         match kind:
             case "response.output_text.delta" | "response.refusal.delta":
                 self.text += event["delta"]
-                say(safe(event["delta"]), end="")
+                self._flow.write(safe(event["delta"]))
             case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
                 say(safe(event["delta"]), style="dim", end="", err=True)
             case "response.reasoning_text.done" | "response.reasoning_summary_text.done":
@@ -109,6 +120,7 @@ class Answer:
                 self._item_broke = event["item"].get("status") == "incomplete"
             case "response.output_item.added" if self.text:
                 say()
+                self._flow.start_anew()
                 if self._item_broke:
                     say("[it was interrupted there; the model begins again]", style="yellow", err=True)
             case "response.created":

@@ -21,7 +21,8 @@ from stateroom.cli.transcript import show_item, tokens
 
 HELP = """\
 /id          ids of this conversation and of the last answer
-/fork [ID]   go on in a new conversation that shares the history up to the last answer, or up to response ID
+/fork [ID]   go on in a new conversation that shares the history up to here,
+             or up to the response ID
 /quit        leave; so does the end of the input
 Ctrl-C       stops the answer that is being given"""
 
@@ -35,8 +36,8 @@ def chat(
 ) -> None:
     """Talk to a model: streamed, over many turns, resumable by id.
 
-    Lines typed or piped in are the turns. /help lists what else can be typed. --resume takes up a response by its id,
-    even one that is still being written.
+    Lines typed or piped in are the turns; /help lists what else can be typed.
+    --resume takes up a response by its id, even one that is still being written.
     """
     if conversation and resume:
         raise typer.BadParameter("give --conversation or --resume, not both")
@@ -193,7 +194,7 @@ class Talk:
             say("Nothing has been said that could be forked.", style="yellow", err=True)
             return
         self.conversation = forked["id"]
-        say(f"Now in {self.conversation}, a fork; what it was forked from stays as it is.", style="dim", err=True)
+        say(f"Now in {self.conversation}, a fork; its origin stays as it is.", style="dim", err=True)
 
     def show_ids(self) -> None:
         show_fields([("conversation", self.conversation), ("last answer", self.last), ("model", self.model)])

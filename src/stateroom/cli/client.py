@@ -37,9 +37,9 @@ class ServerDown(CommandFailed):
 class Refused(CommandFailed):
     """The server answered with an error."""
 
-    def __init__(self, status: int, message: str, code: str, request_id: str) -> None:
+    def __init__(self, status: int, message: str, code: str, request_id: str, *, remedy: str = "") -> None:
         details = ", ".join(part for part in (code, f"HTTP {status}", request_id) if part)
-        super().__init__(f"{message} ({details})")
+        super().__init__(f"{message} ({details})", remedy=remedy)
         self.status = status
         self.code = code
 
@@ -50,7 +50,7 @@ class Client:
     def __init__(self, url: str, *, answer_seconds: float = ANSWER_SECONDS) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise CommandFailed(f"{url} is not a base URL such as {DEFAULT_URL}.", exit_code=USAGE)
+            raise CommandFailed(f"{url!r} is not a base URL such as {DEFAULT_URL}.", exit_code=USAGE)
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._parts = parts
         self._key = os.environ.get("STATEROOM_API_KEY", "")
@@ -155,7 +155,8 @@ def _decoded(answer: http.client.HTTPResponse, content: bytes, url: str) -> Any:
     if isinstance(error, dict):
         message = str(error.get("message") or answer.reason)
         code, request_id = str(error.get("code") or ""), answer.headers.get("x-request-id", "")
-        raise Refused(answer.status, message, code, request_id)
+        remedy = f"Base URLs end in /v1: try --url {url}/v1." if code == "unknown_url" else ""
+        raise Refused(answer.status, message, code, request_id, remedy=remedy)
     raise Refused(answer.status, f"{url} does not answer like Stateroom; is it the right base URL?", "", "")
 
 

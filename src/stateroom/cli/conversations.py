@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
-from stateroom.cli.responses import show_fork
-from stateroom.cli.terminal import moment, say, show_fields, show_json, show_table
+from stateroom.cli.responses import show_fork, show_more
+from stateroom.cli.terminal import is_terminal, moment, say, show_fields, show_json, show_table
 from stateroom.cli.transcript import show_item
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A conversation's id, conv_…")]
@@ -34,12 +34,14 @@ def list_conversations(
     if as_json:
         show_json(found)
         return
-    rows = ((each["id"], moment(each.get("created_at")), _metadata(each)) for each in found)
+    short = is_terminal()
+    rows = ((each["id"], moment(each.get("created_at"), short=short), _metadata(each)) for each in found)
     show_table(("id", "created", "metadata"), rows, empty="No conversations yet.")
+    show_more(found, limit)
 
 
 def show_conversation(identifier: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """Show a conversation with all its items; with --json, one object with the items within."""
+    """Show a conversation with all its items."""
     client = Client(url)
     path = f"/conversations/{segment(identifier)}"
     conversation = client.call("GET", path)

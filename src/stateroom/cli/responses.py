@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
-from stateroom.cli.terminal import moment, one_line, say, show_fields, show_json, show_table
+from stateroom.cli.terminal import is_terminal, moment, one_line, say, show_fields, show_json, show_table
 from stateroom.cli.transcript import preview, show_item, tokens
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A response's id, resp_…")]
@@ -35,14 +36,22 @@ def list_responses(
         show_json(found)
         return
     columns = ("id", "status", "created", "model", "answer")
-    show_table(columns, (_row(response) for response in found), empty="No responses yet. Try `stateroom chat`.")
+    rows = (_row(response) for response in found)
+    show_table(columns, rows, empty="No responses yet. Try `stateroom chat`.", spare="model")
+    show_more(found, limit)
+
+
+def show_more(found: Sequence[Any], limit: int) -> None:
+    """How to go on behind a page that is full, for whoever looks at it."""
+    if len(found) == limit and is_terminal():
+        say(f"Older ones:  --after {found[-1]['id']}", style="dim", err=True)
 
 
 def _row(response: Any) -> tuple[str, ...]:
     return (
         response["id"],
         response.get("status") or "",
-        moment(response.get("created_at")),
+        moment(response.get("created_at"), short=is_terminal()),
         response.get("model") or "",
         preview(response),
     )

@@ -6,7 +6,9 @@ Rich is loaded only when something is drawn on a terminal.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TextIO
@@ -48,8 +50,79 @@ def show_json(value: Any) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-    """A table on a terminal; lines of tab-separated columns, without a heading, elsewhere."""
+def cells(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text
+    )
+
+
+class Flow:
+    """Text that is written as it comes: broken between words on a terminal, as it is everywhere else."""
+
+    def __init__(self) -> None:
+        # The last column stays free: a terminal whose cursor has passed it cannot go back to the word's start.
+        self._width = shutil.get_terminal_size().columns - 1 if is_terminal() else 0
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """The next word begins a line: something else was written in between."""
+        self._column = 0
+        self._word = ""
+        self._drop_space = bool(self._width)
+
+    def write(self, text: str) -> None:
+        say("".join(map(self._place, text)) if self._width else text, end="")
+
+    def _place(self, character: str) -> str:
+        """What has to be written so that the character stands where it belongs."""
+        dropped, self._drop_space = self._drop_space and character == " ", False
+        if dropped:
+            return ""
+        if character in "\n\t ":
+            self._word = ""
+            if character == "\n" or self._column >= self._width:
+                self._column = 0
+                return "\n"
+            self._column += 1 if character == " " else 8 - self._column % 8
+            return character
+        size, word = cells(character), self._word
+        self._column += size
+        self._word += character
+        if self._column <= self._width:
+            return character
+        moved = cells(word)
+        if self._column - size == moved:  # a word as long as the line
+            self._word, self._column = character, size
+            return f"\n{character}"
+        self._column = moved + size
+        return (f"\x1b[{moved}D\x1b[K" if moved else "") + f"\n{word}{character}"
+
+
+class Waiting:
+    """A sign on the terminal, from a question to the first words of its answer."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def begin(self) -> None:
+        if is_terminal(sys.stderr):
+            say("…", style="dim", end="", err=True)
+            self._shown = True
+
+    def end(self) -> None:
+        if self._shown:
+            say("\r\x1b[K", end="", err=True)
+            self._shown = False
+
+
+def show_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str, spare: str = "", least: int = 30
+) -> None:
+    """A table on a terminal; lines of tab-separated columns, without a heading, elsewhere.
+
+    The last column has what room there is; when that is less than `least`, the column `spare` is left out.
+    """
     lines = [[one_line(cell, 200) for cell in row] for row in rows]
     if not is_terminal():
         for line in lines:
@@ -63,12 +136,22 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for at, column in enumerate(columns):
-        table.add_column(column, no_wrap=at == 0, overflow="ellipsis" if at else "fold")
+    console = Console()
+    shown = [at for at, column in enumerate(columns) if column != spare or _room(lines, columns, console.width) >= least]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for at in shown:
+        # Columns give up room in proportion to what they have above their least: all but the last have none.
+        widths = [cells(text) for text in (columns[at], *(line[at] for line in lines))]
+        table.add_column(columns[at], no_wrap=True, overflow="ellipsis", min_width=max(widths) if at != shown[-1] else 8)
     for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
-    Console().print(table)
+        table.add_row(*(Text(line[at]) for at in shown))
+    console.print(table)
+
+
+def _room(lines: Sequence[Sequence[str]], columns: Sequence[str], width: int) -> int:
+    """What a line has left for its last column."""
+    others = range(len(columns) - 1)
+    return width - sum(2 + max(cells(text) for text in (columns[at], *(line[at] for line in lines))) for at in others)
 
 
 def show_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -80,6 +163,7 @@ def show_fields(fields: Iterable[tuple[str, str]]) -> None:
         say(safe(value))
 
 
-def moment(seconds: float | None) -> str:
-    """A time stamp as local date and time."""
-    return "" if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def moment(seconds: float | None, *, short: bool = False) -> str:
+    """A time stamp as local date and time, to the minute or the second."""
+    form = "%Y-%m-%d %H:%M" if short else "%Y-%m-%d %H:%M:%S"
+    return "" if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime(form)

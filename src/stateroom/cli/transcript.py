@@ -51,7 +51,7 @@ def show_item(item: Any, *, ids: bool = True) -> None:
     state = item.get("status", "")
     notes = [item.get("id", "") if ids else "", state if state not in ("", "completed") else ""]
     say("  " + "  ".join(note for note in notes if note) if any(notes) else "", style="dim")
-    say("  " + safe(text).replace("\n", "\n  "))
+    say("\n".join(f"  {line}" if line else "" for line in safe(text).split("\n")))
 
 
 def tokens(usage: Any) -> str:

@@ -289,7 +289,7 @@ class ChatBackend:
         return False
 
     def _url(self, path: str) -> URL:
-        return self._base / path if not self._base.path.endswith("/") else URL(f"{self._base}{path}")
+        return self._base / path
 
     def _counters(self) -> list[str]:
         """Where servers count the tokens of a chat request: llama.cpp, then vLLM."""

@@ -115,3 +115,34 @@ def test_an_answer_cut_short_leaves_incomplete_items() -> None:
     (record,) = building.take()
     assert record.item["status"] == "incomplete"
     assert record.finish == "length"
+
+
+def test_a_refused_call_does_not_end_the_text_around_it() -> None:
+    heard = Heard()
+    building = assembler(heard)
+    building.text("well")
+    building.call(0, "a", "forbidden", "{}", None)
+    building.text(", no")
+    building.end("stop", None)
+    (record,) = building.take()
+    assert record.item["content"] == "well, no"
+    assert [said[0] for said in heard.said] == ["opened", "text", "text", "closed"]
+
+
+def test_the_keys_of_refused_calls_may_come_again_with_another_try() -> None:
+    building = assembler()
+    building.call(0, "a", "forbidden", "{}", None)
+    assert building.begun
+    building.forget_refused()
+    assert not building.begun
+    building.call(0, "b", "f", '{"x": 1}', None)
+    building.end("stop", None)
+    (record,) = building.take()
+    assert record.item == {"type": "function_call", "call_id": "b", "name": "f", "arguments": '{"x": 1}'}
+
+
+def test_a_call_has_a_size_even_without_arguments() -> None:
+    building = assembler()
+    for number in range(10):
+        building.call(number, f"call_{number}", "f", "", None)
+    assert building.size >= 10 * len("call_0f")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stateroom.agent.state import RunState
-from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleUnknown, next_step
+from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleRefused, SettleUnknown, next_step
 from stateroom.journal.entries import (
     Effect,
     Item,
@@ -83,3 +83,22 @@ def test_the_outcome_of_a_hosted_call_is_part_of_its_item() -> None:
     run = run_with(ItemFinished(0, HOSTED, "stop"), ToolIntent(0, "p"), ToolOutcome(0, "who knows", unknown=True))
     assert run.output[0].item["output"] == "who knows"
     assert run.output[0].item["status"] == "incomplete"
+
+
+def test_hosted_calls_of_an_answer_that_was_cut_short_are_not_carried_out() -> None:
+    for finish, reason in (("length", "max_output_tokens"), ("content_filter", "content_filter")):
+        run = run_with(ItemFinished(0, HOSTED), ItemFinished(1, HOSTED, finish))
+        assert next_step(run, steps_max=8) == End("incomplete", reason)
+
+
+def test_hosted_calls_beyond_the_callers_limit_are_refused_one_by_one() -> None:
+    started = RunStarted("resp_01m81nb0fb5ts032anen7hy8hq", RunSettings(model="m", max_tool_calls=1), [])
+    run = RunState(0, started, 0)
+    for record in (ItemFinished(0, HOSTED), ItemFinished(1, HOSTED, "stop")):
+        run.apply(record, 0)
+    assert next_step(run, steps_max=8) == CallTool(0, 1)
+    run.apply(ToolIntent(0, "stateroom:probe"), 0)
+    run.apply(ToolOutcome(0, "done"), 0)
+    assert next_step(run, steps_max=8) == SettleRefused(1)
+    run.apply(ToolOutcome(1, "no", failed=True), 0)
+    assert next_step(run, steps_max=8) == Generate()

@@ -291,6 +291,18 @@ async def test_a_wrong_path_is_the_operators_fault() -> None:
         await backend.close()
 
 
+@pytest.mark.parametrize(
+    ("base", "path"), [("/v1", "/v1/models"), ("/v1/", "/v1/models"), ("", "/models"), ("/", "/models")]
+)
+async def test_a_base_url_may_have_no_path_and_may_end_in_a_slash(base: str, path: str) -> None:
+    async with bench() as it:
+        backend = ChatBackend(BackendSettings(it.server.url.removesuffix("/v1") + base))
+        with contextlib.suppress(BackendFailed):
+            await backend.models()
+        assert it.script.requests[-1].path == path
+        await backend.close()
+
+
 async def test_a_redirect_is_not_followed() -> None:
     async with bench(Reply(raw=b"", status=307, headers={"location": "http://127.0.0.1:1/"}), key="k") as it:
         error = await failure(it.ask())

@@ -237,19 +237,19 @@ class Stage:
             self.clock.seconds += 60
         return Stage(*answers, journal=self.journal, blobs=self.blobs, clock=self.clock, **changed)
 
-    async def start(self, text: str | list[Item] = "hi", *, project: str = PROJECT, **asked: Any) -> LiveRun:
+    async def start(self, said: str | list[Item] = "hi", *, project: str = PROJECT, **asked: Any) -> LiveRun:
         """Start a run; keyword arguments are those of RunRequest and of RunSettings."""
         names = {field for field in RunRequest.__struct_fields__ if field in asked}
         request = {name: asked.pop(name) for name in names}
-        said = [user(text)] if isinstance(text, str) else text
+        items = [user(said)] if isinstance(said, str) else said
         settings = RunSettings(**{"model": "m", **asked})
         return await self.runs.create(
-            project, RunRequest(settings=settings, input=said, **request), surface="responses"
+            project, RunRequest(settings=settings, input=items, **request), surface="responses"
         )
 
-    async def ask(self, text: str | list[Item] = "hi", **asked: Any) -> LiveRun:
+    async def ask(self, said: str | list[Item] = "hi", **asked: Any) -> LiveRun:
         """Start a run and wait for its end."""
-        run = await self.start(text, **asked)
+        run = await self.start(said, **asked)
         await asyncio.wait_for(asyncio.shield(run.done), 5)
         return run
 

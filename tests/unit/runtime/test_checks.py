@@ -1,0 +1,194 @@
+"""Structured output: what fits, what does not, and schemas that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stateroom.agent.state import RunState
+from stateroom.errors import BackendFailed, InvalidRequest
+from stateroom.journal.entries import ItemFinished, RunSettings, RunStarted
+from stateroom.runtime.checks import check_format, check_output
+from stateroom.runtime.schema_check import problem_of, weight_of
+from tests.unit.runtime.stage import Stage, says
+
+
+def settings_of(schema: Any, **more: Any) -> RunSettings:
+    return RunSettings(model="m", text={"format": {"type": "json_schema", "name": "n", "schema": schema, **more}})
+
+
+def answered(text: str) -> RunState:
+    state = RunState(0, RunStarted("resp_x", RunSettings(), []), 0)
+    state.apply(ItemFinished(0, {"role": "assistant", "content": text}, "stop"), 0)
+    return state
+
+
+def doubling(levels: int) -> dict[str, Any]:
+    """A few lines that ask for 2 to the power of `levels` checks."""
+    twice = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
+    return {"$ref": "#/$defs/a0", "$defs": {**twice, f"a{levels}": {"type": "integer"}}}
+
+
+TREE = {
+    "type": "object",
+    "properties": {"value": {"type": "integer"}, "children": {"type": "array", "items": {"$ref": "#"}}},
+    "required": ["value"],
+}
+
+
+@pytest.fixture
+def asked_of_server() -> Iterator[tuple[str, list[str]]]:
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "string"}')
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_schema_never_makes_the_server_open_a_url(asked_of_server: tuple[str, list[str]]) -> None:
+    url, asked = asked_of_server
+    for schema in (
+        {"$ref": f"{url}/a"},
+        {"$schema": f"{url}/b"},
+        {"$id": f"{url}/c", "$ref": "d"},
+        {"allOf": [{"$ref": f"{url}/e"}]},
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            check_format(settings_of(schema))
+        assert refused.value.code == "invalid_json_schema"
+    assert asked == []
+
+
+def test_a_schema_never_makes_the_server_read_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "schema.json"
+    secret.write_text('{"const": "secret"}')
+    with pytest.raises(InvalidRequest) as refused:
+        check_format(settings_of({"$ref": f"file://{secret}"}))
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        {"$ref": "#/nowhere"},
+        {"pattern": "("},
+        doubling(40),
+        {"$ref": "#/$defs/a0", "$defs": {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(20_000)}},
+        {"enum": list(range(30_000))},
+        {"anyOf": [{"pattern": f"^(a|b){{{n}}}$"} for n in range(500)]},
+        {"minimum": "many"},
+    ],
+)
+def test_a_schema_that_is_none_or_too_much_is_refused_quickly(schema: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_format(settings_of(schema))
+    assert refused.value.code == "invalid_json_schema"
+    assert len(refused.value.message) < 500
+
+
+def test_weighing_counts_a_definition_wherever_it_is_referred_to() -> None:
+    assert weight_of(doubling(40)).parts > 2**40
+    assert not weight_of(doubling(3)).recursive
+    assert weight_of(TREE).recursive
+    assert weight_of({"$dynamicRef": "#x"}).recursive
+    assert weight_of({"$ref": "#named"}).recursive
+    assert weight_of({"items": {"$ref": "#/properties/a~1b/0"}, "properties": {"a/b": [{"type": "string"}]}}).parts < 20
+
+
+async def test_an_answer_that_fits_passes_and_one_that_does_not_says_where() -> None:
+    settings = settings_of({"type": "object", "properties": {"n": {"type": "array", "items": {"type": "integer"}}}})
+    await check_output(settings, answered('{"n": [1, 2]}'))
+    with pytest.raises(BackendFailed) as refused:
+        await check_output(settings, answered('{"n": [1, "two"]}'))
+    assert refused.value.code == "invalid_output"
+    assert "/n/1" in refused.value.message
+
+
+async def test_a_long_answer_that_is_wrong_everywhere_is_refused_at_its_first_mistake() -> None:
+    settings = settings_of({"type": "array", "items": {"type": "string"}})
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(BackendFailed) as refused:
+        await check_output(settings, answered(json.dumps([1] * 200_000)))
+    assert asyncio.get_running_loop().time() - began < 1.0
+    assert len(refused.value.message) < 500
+
+
+@pytest.mark.parametrize("text", ["", "{", "NaN", "[" * 5_000, '{"a": 1e999}', '"\\ud800"'])
+async def test_answers_that_are_no_json_or_strange_json_fail_with_a_code(text: str) -> None:
+    with pytest.raises(BackendFailed) as refused:
+        await check_output(settings_of({"type": "array"}), answered(text))
+    assert refused.value.code == "invalid_output"
+
+
+async def test_advice_is_not_checked_beyond_being_json() -> None:
+    settings = settings_of({"type": "array"}, strict=False)
+    await check_output(settings, answered("{}"))
+    with pytest.raises(BackendFailed):
+        await check_output(settings, answered("no"))
+    with pytest.raises(BackendFailed):
+        await check_output(RunSettings(text={"format": {"type": "json_object"}}), answered("[]"))
+
+
+async def test_a_recursive_schema_is_checked_by_a_process_of_its_own() -> None:
+    check_format(settings_of(TREE))
+    await check_output(settings_of(TREE), answered('{"value": 1, "children": [{"value": 2}]}'))
+    with pytest.raises(BackendFailed) as refused:
+        await check_output(settings_of(TREE), answered('{"value": 1, "children": [{"value": "two"}]}'))
+    assert "/children/0/value" in refused.value.message
+
+
+async def test_a_check_that_would_take_for_ever_is_given_up_and_the_loop_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stateroom.runtime.checks.CHECK_SECONDS", 0.7)
+    branching = {"allOf": [{"properties": {"x": {"$ref": "#"}}}, {"properties": {"x": {"$ref": "#"}}}]}
+    check_format(settings_of(branching))
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.ensure_future(tick())
+    with pytest.raises(BackendFailed) as refused:
+        await check_output(settings_of(branching), answered('{"x":' * 60 + "1" + "}" * 60))
+    ticking.cancel()
+    assert refused.value.code == "invalid_output"
+    assert ticks > 20
+
+
+def test_a_value_that_is_no_json_is_a_problem_and_no_exception() -> None:
+    assert "nan" not in problem_of({"type": "string"}, float("nan"))
+    assert problem_of({"type": "string"}, "\ud800") != ""
+    assert problem_of({"type": "string"}, "fine") == ""
+
+
+async def test_a_run_whose_answer_breaks_its_format_has_failed() -> None:
+    stage = Stage(says('{"a": ', "2}"), says('{"a": 1}'))
+    format_ = {"format": {"type": "json_schema", "name": "n", "schema": {"properties": {"a": {"const": 1}}}}}
+    for status in ("failed", "completed"):
+        run = await stage.ask(text=format_)
+        assert run.state.ended is not None
+        assert run.state.ended.status == status
