@@ -268,6 +268,13 @@ async def serve(
     _settle_memory()
     stopping = loop.create_task(application.stopping.wait())
     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if application.dispatcher.count and not application.fenced:
+        seconds = settings.shutdown_seconds
+        log.info(
+            "server.stopping runs=%d they have %g s to end, else they go on at the next start",
+            application.dispatcher.count,
+            seconds,
+        )
     server.should_exit = True
     listening.close()
     parked = await application.stop()

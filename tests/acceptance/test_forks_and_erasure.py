@@ -209,6 +209,31 @@ def test_items_named_alike_stay_in_the_context_of_others(url: str, again: Again,
     assert [text for _, text in told(seen.messages)] == ["say: one", "one", "say: two"]
 
 
+def test_an_item_that_was_added_to_a_fork_is_no_copy(url: str, again: Again) -> None:
+    """It has the id of an item that its parent got after the fork, and stays when that one goes."""
+    source = conversation(url, "a")
+    forked = fork(url, source)
+    message = {"type": "message", "id": "msg_added_twice", "role": "user"}
+    post(url, f"/conversations/{source}/items", {"items": [{**message, "content": "here"}]})
+    post(url, f"/conversations/{forked}/items", {"items": [{**message, "content": "there"}]})
+    again()
+    delete(url, f"/conversations/{source}/items/msg_added_twice")
+    assert texts(url, forked) == ["a", "there"]
+
+
+def test_copies_of_copies_go_with_the_original(url: str, again: Again) -> None:
+    source = conversation(url, "a", "b", "c", "d")
+    first, second, third, _ = item_ids(url, source)
+    child = fork(url, source, after_item_id=third)
+    grandchild = fork(url, child, after_item_id=second)
+    whole = fork(url, grandchild)
+    again()
+    delete(url, f"/conversations/{source}/items/{first}")
+    assert texts(url, child) == ["b", "c"]
+    assert texts(url, grandchild) == ["b"]
+    assert texts(url, whole) == ["b"]
+
+
 def test_an_item_of_a_failed_try_does_not_stand_in_the_way_of_deleting_it(url: str, again: Again) -> None:
     source = conversation(url)
     message = {"type": "message", "id": "msg_retried", "role": "user"}

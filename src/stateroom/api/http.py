@@ -6,7 +6,8 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ from stateroom.wire.sse import KEEPALIVE
 log = logging.getLogger("stateroom.api")
 
 KEEPALIVE_SECONDS = 15.0
+STALL_SECONDS = 60.0
+"""How long a client may take nothing in of a stream that has something for it."""
 BODY_SECONDS = 30.0
 BODY_BYTES_PER_SECOND = 64 * 1024
 """How long a body may take: so many seconds, and what its size takes at this rate."""
@@ -113,53 +116,63 @@ def flag(query: QueryParams, name: str) -> bool:
 class EventStream(Response):
     """Server-sent events that are encoded already; a comment keeps idle connections open."""
 
-    def __init__(self, events: AsyncIterator[bytes], *, on_drop: Callable[[], None] | None = None) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], *, on_drop: Callable[[], None] | None = None) -> None:
         super().__init__(status_code=200, media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-store"
         self.headers["x-accel-buffering"] = "no"
         self._events = events
         self._on_drop = on_drop
+        self._started = False
+        self._written = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writing = asyncio.get_running_loop().create_task(self._write(send))
-        watching = asyncio.get_running_loop().create_task(_wait_disconnect(receive))
+        loop = asyncio.get_running_loop()
+        self._written = loop.time()
+        keeping = loop.create_task(self._keep_alive(send))
+        writing = loop.create_task(self._write(send, keeping))
+        watching = loop.create_task(_wait_disconnect(receive))
         try:
-            await asyncio.wait((writing, watching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((writing, watching, keeping), return_when=asyncio.FIRST_COMPLETED)
+            if keeping.cancelled():  # by the writing task, which is about to end
+                await asyncio.wait((writing, watching), return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 writing.result()
         finally:
             whole = writing.done() and not writing.cancelled() and writing.exception() is None
             if not whole and self._on_drop is not None:
                 self._on_drop()
-            writing.cancel()
-            watching.cancel()
-            await asyncio.gather(writing, watching, return_exceptions=True)
+            for task in (writing, watching, keeping):
+                task.cancel()
+            await asyncio.gather(writing, watching, keeping, return_exceptions=True)
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, keeping: asyncio.Task[None]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._started = True
         loop = asyncio.get_running_loop()
-        written = loop.time()
-
-        async def keep_alive() -> None:
-            nonlocal written
-            while True:
-                silent = loop.time() - written
-                if silent < KEEPALIVE_SECONDS:
-                    await asyncio.sleep(KEEPALIVE_SECONDS - silent)
-                    continue
-                await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
-                written = loop.time()
-
-        keeping = loop.create_task(keep_alive())
-        try:
-            async for chunk in self._events:
+        async with aclosing(self._events) as events:
+            async for chunk in events:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                written = loop.time()
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+                self._written = loop.time()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Fill silence with comments. Returns when the client takes nothing in any more."""
+        loop = asyncio.get_running_loop()
+        while True:
+            silent = loop.time() - self._written
+            if silent < KEEPALIVE_SECONDS:
+                await asyncio.sleep(KEEPALIVE_SECONDS - silent)
+                continue
+            if self._started:
+                try:
+                    async with asyncio.timeout(STALL_SECONDS):
+                        await send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+                except TimeoutError:
+                    return
+            self._written = loop.time()
 
 
 async def _wait_disconnect(receive: Receive) -> None:

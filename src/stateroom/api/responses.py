@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 
 import msgspec
@@ -151,10 +152,11 @@ class ResponsesApi:
         return Json(render_input_tokens(count), headers=headers)
 
 
-async def events(stream: LiveStream, after: int) -> AsyncIterator[bytes]:
+async def events(stream: LiveStream, after: int) -> AsyncGenerator[bytes, None]:
     """The stream's events beyond `after`, then the closing line, which says that nothing was cut off."""
-    async for frame in stream.follow(after):
-        yield frame.body if frame.first > after else slice_events(frame.body, frame.first, after)
+    async with aclosing(stream.follow(after)) as frames:
+        async for frame in frames:
+            yield frame.body if frame.first > after else slice_events(frame.body, frame.first, after)
     if not stream.cut:
         yield DONE
 

@@ -34,6 +34,7 @@ class Answer:
         self._lost_at = 0.0
         self._item_broke = False
         self._flow = Flow()
+        self._thoughts = Flow(style="dim", err=True)
         self._waiting = Waiting()
 
     def ask(self, body: Mapping[str, Any]) -> None:
@@ -113,9 +114,10 @@ class Answer:
                 self.text += event["delta"]
                 self._flow.write(safe(event["delta"]))
             case "response.reasoning_text.delta" | "response.reasoning_summary_text.delta":
-                say(safe(event["delta"]), style="dim", end="", err=True)
+                self._thoughts.write(safe(event["delta"]))
             case "response.reasoning_text.done" | "response.reasoning_summary_text.done":
                 say(err=True)
+                self._thoughts.start_anew()
             case "response.output_item.done":
                 self._item_broke = event["item"].get("status") == "incomplete"
             case "response.output_item.added" if self.text:

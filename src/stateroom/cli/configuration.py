@@ -72,13 +72,15 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
     given.update(_from_environment(environ))
     given.update(_from_options(overrides))
     key_env = given.pop((_KEY_ENV,), None)
-    backends = _backends(given.pop(("backends",), None), key_env)
+    named = given.pop(("backends",), None)
+    backends = _backends(named, key_env)
     values = _build(Settings, given)
     _expand(values, "data", given.get(("data",)))
     _expand(values["embedded"], "cache_dir", given.get(("embedded", "cache_dir")))
     settings = msgspec.convert({**values, "backends": backends}, Settings)
     _check_keys(settings.backends, environ)
     sources = {".".join(path): value.origin for path, value in given.items()}
+    sources |= {name: value.origin for name, value in (("backends", named), (_KEY_ENV, key_env)) if value is not None}
     return Loaded(settings, sources)
 
 

@@ -35,8 +35,8 @@ def doctor(
 ) -> None:
     """Start each part, say what works, what does not and how to mend it.
 
-    It takes the options, the environment and the file that `stateroom serve` would take. Exit code 1: something that
-    the server needs does not work.
+    It takes the options, the environment and the file that `stateroom serve`
+    would take. Exit code 1: something that the server needs does not work.
     """
     overrides = {"host": host, "port": port, "data": data, "backends": backend, "backend_key_env": backend_key_env}
     findings: list[Finding] = []
@@ -52,7 +52,7 @@ def doctor(
     if as_json:
         show_json({"ok": not failed, "findings": findings})
     elif failed:
-        say(f"\n{failed} of {len(findings)} parts need mending.", style="bold red")
+        say(f"\nTo be mended: {failed} of {len(findings)}.", style="bold red")
     else:
         say("\nEverything that the server needs works.", style="bold green")
     raise typer.Exit(ERROR if failed else 0)
@@ -82,11 +82,12 @@ def _show(finding: Finding, as_json: bool) -> None:
     indent = " " * (_WIDTH + 3)
     say(f"\n{indent}".join(_wrapped(safe(finding.detail), len(indent))))
     if finding.remedy:
-        say(f"{indent}→ {safe(finding.remedy)}", style=colour)
+        say(f"{indent}→ " + f"\n{indent}  ".join(_wrapped(safe(finding.remedy), len(indent) + 2)), style=colour)
     sys.stdout.flush()
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
     """The lines of a text, none of them wider than the terminal."""
     width = max(20, shutil.get_terminal_size().columns - indent) if is_terminal() else 10_000
-    return [part for line in text.splitlines() for part in textwrap.wrap(line, width)] or [""]
+    lines = text.splitlines()
+    return [part for line in lines for part in textwrap.wrap(line, width, break_on_hyphens=False)] or [""]

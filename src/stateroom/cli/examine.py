@@ -30,6 +30,7 @@ from stateroom.journal.lock import lock_directory
 
 if TYPE_CHECKING:
     from stateroom.models.backend import Backend, ModelCall
+    from stateroom.models.embedded import EngineReport
     from stateroom.settings import Settings
 
 LEAST_PYTHON = (3, 11)
@@ -128,7 +129,8 @@ def packages() -> Finding:
 def sources(loaded: Loaded) -> Finding:
     if not loaded.sources:
         return ok("the defaults; no file, no variables, no options")
-    return ok("\n".join(f"{key} from {origin}" for key, origin in sorted(loaded.sources.items())))
+    found = sorted(loaded.sources.items())
+    return ok("\n".join(f"{key} from {origin.removesuffix(f': {key}')}" for key, origin in found))
 
 
 def address(settings: Settings) -> Finding:
@@ -248,9 +250,20 @@ def weights(settings: Settings, progress: Callable[[str], None]) -> Finding:
 
 
 def engine(settings: Settings) -> Finding:
-    from stateroom.app import build_backends
+    from stateroom.models.embedded import probe
 
-    return asyncio.run(_speak(build_backends(settings, None)[0], "the engine"))
+    async def within_bounds() -> EngineReport:
+        async with asyncio.timeout(BACKEND_SECONDS):
+            return await probe(settings.embedded)
+
+    try:
+        report = asyncio.run(within_bounds())
+    except TimeoutError:
+        return failed(f"it did not answer within {BACKEND_SECONDS:.0f} s", "Is the machine busy? Try again later.")
+    took = f"started in {report.start_seconds:.1f} s, first token {report.first_token_seconds:.1f} s later"
+    threads = f"{report.threads} {'thread' if report.threads == 1 else 'threads'}"
+    memory = "" if report.resident_mib is None else f", {report.resident_mib:.0f} MiB"
+    return ok(f"{report.model} {took}; {threads}{memory}")
 
 
 async def _speak(backend: Backend, where: str) -> Finding:
@@ -265,7 +278,8 @@ async def _speak(backend: Backend, where: str) -> Finding:
     except TimeoutError:
         return failed(f"{where} did not answer within {BACKEND_SECONDS:.0f} s", "Look at its own log.")
     except BackendError as error:
-        return failed(f"{where}: {error.message}", _backend_remedy(error.code, where))
+        said = error.message if where in error.message else f"{where}: {error.message}"
+        return failed(said, _backend_remedy(error.code, where))
     finally:
         await backend.close()
     names = ", ".join(model.id for model in models[:4]) + (" …" if len(models) > 4 else "")
@@ -289,9 +303,11 @@ def _probe(model: str) -> ModelCall:
 
 
 def _backend_remedy(code: str, where: str) -> str:
-    if where.endswith("/v1"):
-        return "Is it running, is the URL right, and does it want a key (--backend-key-env)?"
-    return f"Is it running, and is its base URL perhaps {where}/v1?"
+    if code == "backend_auth_failed":
+        return "Name the variable that holds its key: --backend-key-env NAME, or key_env in the file."
+    if not where.endswith("/v1"):
+        return f"Is its base URL perhaps {where}/v1?"
+    return "Start it, or mend its URL. If it wants a key, name the variable that holds it: --backend-key-env."
 
 
 def running(settings: Settings) -> Finding:

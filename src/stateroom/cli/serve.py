@@ -62,8 +62,8 @@ def serve(
 ) -> None:
     """Run the server. Without --backend it serves the embedded smoke-test model.
 
-    Exit codes: 0 stopped as asked, 1 error, 2 wrong option or setting, 3 the data directory is in use, 4 another server
-    has taken it over.
+    Exit codes: 0 stopped as asked, 1 error, 2 wrong option or setting,
+    3 the data directory is in use, 4 another server has taken it over.
     """
     overrides = {
         "host": host,
@@ -82,7 +82,8 @@ def refuse_open_bind(host: str) -> None:
     if is_loopback(host):
         return
     raise CommandFailed(
-        f"Stateroom does not listen on {host}: other machines could reach it there, and it has no access keys yet.",
+        f"Stateroom does not listen on {host}, which is no loopback address: other machines could reach it there, "
+        "and it has no access keys yet.",
         remedy="Listen on 127.0.0.1 and put an SSH tunnel, or a reverse proxy that checks who calls, in front of it "
         "on this machine.",
         exit_code=USAGE,
@@ -102,6 +103,7 @@ def _run(settings: Settings) -> int:
     from stateroom import app  # lazy: `stateroom --help` must not pay for the server
 
     progress = Progress()
+    progress.hold()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(app.serve(settings, lambda info: _announce(info, progress), progress.show))
@@ -156,8 +158,9 @@ def _system_failure(error: OSError, settings: Settings) -> CommandFailed:
         case errno.EACCES | errno.EPERM if error.filename is None:
             return CommandFailed(f"Port {settings.port} needs rights that this user does not have.", exit_code=USAGE)
     if error.filename:
+        is_file = error.errno in (errno.EEXIST, errno.ENOTDIR)
         return CommandFailed(
-            f"{error.filename} cannot be used: {error.strerror}.",
+            f"{error.filename} cannot be used: {'it is no directory' if is_file else error.strerror}.",
             remedy="Mend it, or choose another data directory with --data.",
         )
     return CommandFailed(f"The system refused: {error.strerror or error}.")
@@ -171,8 +174,17 @@ class Progress:
         self._open = False
         self._topic = ""
         self._at = float("-inf")
+        self._holds = False
+        self._held = ""
+
+    def hold(self) -> None:
+        """Keep what comes to itself until `settle`: the banner is to come first."""
+        self._holds, self._in_place = True, False
 
     def show(self, text: str) -> None:
+        if self._holds:
+            self._held = text
+            return
         if self._in_place:
             say(f"\r\x1b[K{safe(text)}", style="dim", end="", err=True)
             self._open = True
@@ -189,16 +201,17 @@ class Progress:
             self._open = False
 
     def settle(self) -> None:
-        """From now on other lines come in between."""
-        self.clear()
-        self._in_place = False
+        """Show the last of what was held back, and what comes from now on."""
+        self._holds = False
+        if self._held:
+            self.show(self._held)
 
 
 def _announce(info: ServerInfo, progress: Progress) -> None:
-    progress.settle()
     for line, style in banner(info):
         say(line, style=style)
     sys.stdout.flush()
+    progress.settle()
 
 
 def banner(info: ServerInfo) -> list[tuple[str, str]]:
@@ -206,8 +219,8 @@ def banner(info: ServerInfo) -> list[tuple[str, str]]:
     url = info.url.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     kept = {
-        "normal": 'normal: what was answered survives kill -9 ("full": power loss too)',
-        "full": "full: what was answered survives kill -9 and power loss",
+        "normal": 'normal: answers survive kill -9 ("full": power loss too)',
+        "full": "full: answers survive kill -9 and power loss",
     }
     lines = [
         ("", ""),
@@ -217,6 +230,8 @@ def banner(info: ServerInfo) -> list[tuple[str, str]]:
         (f"  data        {Path(info.data).resolve()}", ""),
         (f"  models      {_models(info.models)}", ""),
     ]
+    if not info.models:
+        lines.append(("              no model server has answered; `stateroom doctor` says why", "yellow"))
     if info.embedded:
         lines.append(("              a smoke-test model: small, quick to start, and often wrong;", "yellow"))
         lines.append(("              name a real model server with --backend http://host:9001/v1", "yellow"))

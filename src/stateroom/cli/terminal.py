@@ -1,7 +1,4 @@
-"""What the commands say: designed with rich on a terminal, plain lines everywhere else.
-
-Rich is loaded only when something is drawn on a terminal.
-"""
+"""What the commands say: made for reading on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def say(text: str = "", *, style: str = "", end: str = "\n", err: bool = False) 
     styles: dict[str, Any] = {}
     for word in style.split() if not os.environ.get("NO_COLOR") else ():
         styles.update({word: True} if word in ("dim", "bold") else {"fg": word})
-    typer.secho(text, nl=False, err=err, **styles)
+    typer.echo(typer.style(text, **styles) if styles else text, nl=False, err=err)
     typer.echo(end, nl=False, err=err)
     if not end:
         (sys.stderr if err else sys.stdout).flush()
@@ -60,9 +57,10 @@ def cells(text: str) -> int:
 class Flow:
     """Text that is written as it comes: broken between words on a terminal, as it is everywhere else."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, style: str = "", err: bool = False) -> None:
+        self._style, self._err = style, err
         # The last column stays free: a terminal whose cursor has passed it cannot go back to the word's start.
-        self._width = shutil.get_terminal_size().columns - 1 if is_terminal() else 0
+        self._width = shutil.get_terminal_size().columns - 1 if is_terminal(sys.stderr if err else sys.stdout) else 0
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -72,7 +70,8 @@ class Flow:
         self._drop_space = bool(self._width)
 
     def write(self, text: str) -> None:
-        say("".join(map(self._place, text)) if self._width else text, end="")
+        text = "".join(map(self._place, text)) if self._width else text
+        say(text, style=self._style, end="", err=self._err)
 
     def _place(self, character: str) -> str:
         """What has to be written so that the character stands where it belongs."""
@@ -131,27 +130,36 @@ def show_table(
     if not lines:
         say(empty, style="dim")
         return
-    from rich import box  # lazy: only drawn tables need it
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    shown = [at for at, column in enumerate(columns) if column != spare or _room(lines, columns, console.width) >= least]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
-    for at in shown:
-        # Columns give up room in proportion to what they have above their least: all but the last have none.
-        widths = [cells(text) for text in (columns[at], *(line[at] for line in lines))]
-        table.add_column(columns[at], no_wrap=True, overflow="ellipsis", min_width=max(widths) if at != shown[-1] else 8)
+    room = shutil.get_terminal_size().columns
+    if spare in columns and _left(columns, lines, room) < least:
+        gone = columns.index(spare)
+        columns, lines = _without(columns, gone), [_without(line, gone) for line in lines]
+    last = max(8, _left(columns, lines, room))
+    widths = _widths(columns, lines)[:-1]
+    say(_line(columns, widths, last), style="bold")
     for line in lines:
-        table.add_row(*(Text(line[at]) for at in shown))
-    console.print(table)
+        say(_line(line, widths, last))
 
 
-def _room(lines: Sequence[Sequence[str]], columns: Sequence[str], width: int) -> int:
+def _without(row: Sequence[str], gone: int) -> list[str]:
+    return [cell for at, cell in enumerate(row) if at != gone]
+
+
+def _widths(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(cells(cell) for cell in column) for column in zip(columns, *lines, strict=True)]
+
+
+def _left(columns: Sequence[str], lines: Sequence[Sequence[str]], room: int) -> int:
     """What a line has left for its last column."""
-    others = range(len(columns) - 1)
-    return width - sum(2 + max(cells(text) for text in (columns[at], *(line[at] for line in lines))) for at in others)
+    return room - sum(width + 2 for width in _widths(columns, lines)[:-1])
+
+
+def _line(row: Sequence[str], widths: Sequence[int], last: int) -> str:
+    padded = [cell + " " * (width - cells(cell) + 2) for cell, width in zip(row, widths, strict=False)]
+    end = row[-1]
+    while cells(end) > last:
+        end = end.removesuffix("…")[:-1] + "…"
+    return ("".join(padded) + end).rstrip()
 
 
 def show_fields(fields: Iterable[tuple[str, str]]) -> None:

@@ -176,6 +176,8 @@ class ItemsAdded(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str
     """Owns the ids of those items that came without one: `ids.item_id(prefix, key, position)`."""
     items: list[Item]
+    copied: int = -1
+    """In a fork that cuts an entry of its parent in two: the seq of that entry, whose first items these repeat."""
 
 
 class Erased(msgspec.Struct, frozen=True):

@@ -133,8 +133,9 @@ class Conversations:
         active = await self._open(project, conversation_id)
         seq = active.state.head
         rest: list[Item] = []
+        cut = -1
         if after_item_id:
-            seq, rest = _fork_point(active.state, after_item_id)
+            seq, rest, cut = _fork_point(active.state, after_item_id)
         elif response_id:
             run = await self._index.run(project, response_id)
             if run is None or run.end < 0 or run.branch != active.branch:
@@ -144,7 +145,7 @@ class Conversations:
         elif active.state.open is not None:
             seq = active.state.open.start - 1
         wanted = row.metadata if metadata is None else metadata
-        return await self._begin(self._branches.fork(active, seq), wanted, rest, forked_from=row.id)
+        return await self._begin(self._branches.fork(active, seq), wanted, rest, forked_from=row.id, copied=cut)
 
     async def fork_chain(self, project: str, run_id: str, metadata: dict[str, str]) -> Conversation:
         """A new conversation that begins with a response and all that came before it. Raises NotFound."""
@@ -157,13 +158,13 @@ class Conversations:
         return await self._begin(self._branches.fork(source, row.end), metadata, [], forked_from="")
 
     async def _begin(
-        self, active: ActiveBranch, metadata: dict[str, str], items: list[Item], *, forked_from: str
+        self, active: ActiveBranch, metadata: dict[str, str], items: list[Item], *, forked_from: str, copied: int = -1
     ) -> Conversation:
         try:
             writer = self._branches.writer(active)
             writer.add(ConversationCreated(ids.new_id("conv"), metadata, forked_from))
             if items:
-                writer.add(ItemsAdded(ids.new_key(), items))
+                writer.add(ItemsAdded(ids.new_key(), items, copied))
             await writer.commit(release=True)
             state = active.state
         finally:
@@ -183,19 +184,19 @@ class Conversations:
         return active
 
 
-def _fork_point(state: BranchState, item_id: str) -> tuple[int, list[Item]]:
-    """The last seq whose items all come before or at the item, and the items between it and the item."""
+def _fork_point(state: BranchState, item_id: str) -> tuple[int, list[Item], int]:
+    """The last seq whose items all come before or at the item, the items between it and the item, and their seq."""
     position = next((n for n, held in enumerate(state.items) if held.id == item_id), None)
     if position is None:
         raise _item_not_found(item_id)
     seq = state.items[position].seq
     last_of_entry = position + 1 == len(state.items) or state.items[position + 1].seq != seq
     if last_of_entry:
-        return seq, []
+        return seq, [], -1
     first = next(n for n, held in enumerate(state.items) if held.seq == seq)
     boundary = state.items[first - 1].seq if first else -1
     rest: list[Any] = [{**held.item, "id": held.id} for held in state.items[first : position + 1]]
-    return boundary, rest
+    return boundary, rest, seq
 
 
 def _item_not_found(item_id: str) -> NotFound:

@@ -59,7 +59,7 @@ class Erasure:
         entries = await self._journal.read(project, row.branch, run=row.start)
         run = fold_run(entries)
         held = [*run.input_items(row.start), *run.output_items(row.start)] if run is not None else []
-        await self._erase_copies(project, row.branch, frozenset(item.id for item in held))
+        await self._erase_copies(project, row.branch, row.end, frozenset(item.id for item in held))
         if not await self._reached(project, row.branch, row.id):
             await self._erase_unneeded(project, row.branch, row.id)
         await self._erase(project, row.branch, entries)
@@ -144,18 +144,23 @@ class Erasure:
         entries = await self._journal.read(active.project, branch, after=after, upto=held.seq)
         found = await self._erase_items(active.project, branch, entries, frozenset({item_id}))
         self._branches.erase(active.project, frozenset({(item_id, held.seq)}))
-        await self._erase_copies(active.project, branch, frozenset({item_id}))
+        await self._erase_copies(active.project, branch, held.seq, frozenset({item_id}))
         return found
 
-    async def _erase_copies(self, project: str, branch: str, item_ids: frozenset[str]) -> None:
-        """A fork that cuts an entry in two begins with copies of the items before the cut: they go, too."""
-        forks = list(await self._index.children(project, branch))
-        while forks:
-            fork = forks.pop()
-            entries = await self._journal.read(project, fork.id, after=fork.parent_seq, upto=fork.parent_seq + 2)
-            if [entry.kind for entry in entries] == [Kind.CONVERSATION_CREATED, Kind.ITEMS_ADDED]:
-                await self._erase_items(project, fork.id, entries[1:], item_ids)
-            forks += await self._index.children(project, fork.id)
+    async def _erase_copies(self, project: str, branch: str, seq: int, item_ids: frozenset[str]) -> None:
+        """A fork that cuts this entry of the branch in two begins with copies of some of its items: they go, too."""
+        sharing = [branch]
+        while sharing:
+            for fork in await self._index.children(project, sharing.pop()):
+                if fork.parent_seq >= seq:
+                    sharing.append(fork.id)
+                    continue
+                first = fork.parent_seq + 1
+                for entry in await self._journal.read(project, fork.id, after=first - 1, upto=first + 1):
+                    record = decode(entry.kind, entry.body)
+                    if isinstance(record, ItemsAdded) and record.copied == seq:
+                        await self._erase_items(project, fork.id, [entry], item_ids)
+                        await self._erase_copies(project, fork.id, entry.seq, item_ids)
 
     async def _erase_items(self, project: str, branch: str, entries: list[Entry], item_ids: frozenset[str]) -> bool:
         """Erase all items by these ids in own entries of a branch; whether there were any."""

@@ -7,7 +7,7 @@ never holds up the run. Nothing gets in here before its commit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from stateroom.journal.entries import Frame
 
@@ -33,7 +33,7 @@ class LiveStream:
         self.cut = self.cut or cut
         self._wake()
 
-    async def follow(self, after: int) -> AsyncIterator[Frame]:
+    async def follow(self, after: int) -> AsyncGenerator[Frame, None]:
         """Frames with events beyond `after`, then live ones, until the end. A first frame may begin before it."""
         position = 0
         while True:

@@ -162,6 +162,23 @@ async def test_comments_wait_as_well_for_a_client_that_is_slow(monkeypatch: pyte
     assert exchange.whole
 
 
+async def test_a_client_that_stops_taking_anything_in_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "KEEPALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(http, "STALL_SECONDS", 0.03)
+    events, exchange, drops = Events(), Exchange(), Drops()
+    sending = streaming(events, exchange, drops)
+    events.queue.put_nowait(b"a")
+    await until(lambda: b"a" in exchange.chunks)
+    exchange.gate.clear()
+    for _ in range(100):
+        events.queue.put_nowait(b"b")
+    await asyncio.wait_for(sending, 5)
+    assert not exchange.whole
+    assert drops.count == 1
+    assert events.closed
+    assert others() == set()
+
+
 async def test_waiting_for_a_run_tells_who_was_first() -> None:
     from starlette.requests import Request
 
