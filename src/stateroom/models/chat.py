@@ -154,7 +154,9 @@ class ChatBackend:
             if incoming.response.status != 200:
                 raise await self._refusal(incoming)
             if _is_whole(incoming.response, call.stream):
-                last = decoder.whole(await incoming.whole(ANSWER_LIMIT, self.settings.idle_timeout_seconds))
+                total = deadline - self._clock.monotonic()
+                idle = self.settings.idle_timeout_seconds
+                last = decoder.whole(await incoming.whole(ANSWER_LIMIT, idle, total=total))
             else:
                 wait = deadline - self._clock.monotonic()
                 while (batch := await self._batch(incoming, decoder, wait)) is not None:

@@ -20,13 +20,17 @@ class Incoming:
         self._loop = asyncio.get_running_loop()
         self._until = math.inf
         """When to give up; never while nobody reads."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = math.inf
+        """When the timer goes off; uvloop's handles for times that are almost now cannot tell."""
         self._ran_out = False
 
     async def chunk(self, seconds: float) -> bytes:
         """What has come in since the last read; empty at the end. Raises BackendError."""
+        if seconds <= 0:
+            raise self._silence(seconds)  # also when more has come in: a flood of nothing must end, too
         self._until = until = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > until:
+        if self._timer is None or self._timer_at > until:
             self._set(until)
         try:
             data = await self.response.content.readany()
@@ -39,16 +43,27 @@ class Incoming:
             raise self._silence(seconds)
         return data
 
-    async def whole(self, limit: int, seconds: float) -> bytes:
-        """The whole body. Raises BackendError, and BackendFailed when it is longer than the limit."""
+    async def whole(self, limit: int, seconds: float, *, total: float = math.inf) -> bytes:
+        """The whole body, each piece of it in so many seconds and all of it in `total`.
+
+        Raises BackendError, and BackendFailed when it is longer than the limit.
+        """
         pieces: list[bytes] = []
         size = 0
-        while piece := await self.chunk(seconds):
+        end = self._loop.time() + total
+        while True:
+            try:
+                piece = await self.chunk(min(seconds, end - self._loop.time()))
+            except BackendTimeout:
+                if self._loop.time() < end:
+                    raise
+                raise BackendTimeout(f"{self._server} did not end its answer within {total:g} s.") from None
+            if not piece:
+                return b"".join(pieces)
             pieces.append(piece)
             size += len(piece)
             if size > limit:
                 raise BackendFailed(f"{self._server} answered more than {limit} bytes.", code="backend_bad_answer")
-        return b"".join(pieces)
 
     def close(self) -> None:
         """Let go of it."""
@@ -59,6 +74,7 @@ class Incoming:
     def _set(self, until: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_at = until
         self._timer = self._loop.call_at(until, self._look)
 
     def _look(self) -> None:
@@ -72,4 +88,4 @@ class Incoming:
         self.response.close()
 
     def _silence(self, seconds: float) -> BackendTimeout:
-        return BackendTimeout(f"{self._server} went silent for {seconds:g} s in its answer.")
+        return BackendTimeout(f"{self._server} went silent for {max(0.0, seconds):g} s in its answer.")

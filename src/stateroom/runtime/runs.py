@@ -210,7 +210,9 @@ class Runs:
     async def _parent(self, project: str, run_id: str) -> RunRow:
         live = self.live.get(run_id)
         if live is not None and live.project == project and live.stored:
-            raise _in_progress(run_id)
+            if live.state.ended is None:
+                raise _in_progress(run_id)
+            await asyncio.shield(live.done)  # its last event may have gone out already
         row = await self._index.run(project, run_id)
         if row is None:
             raise InvalidRequest(
