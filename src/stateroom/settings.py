@@ -81,7 +81,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: Count = 64
     """Model calls of one run."""
     output_bytes: Count = 16 * 1024 * 1024
-    """Text of one model answer; it is cut off there, as by a limit of tokens."""
+    """Text of one model answer; it is cut off there, or at 500,000 pieces or 4,096 calls, as by a limit of tokens."""
     cached_context_bytes: Count = 256 * 1024 * 1024
     """Memory for the folded state of active branches."""
 

@@ -216,7 +216,7 @@ def test_the_doctor_says_what_does_not_work_and_how_to_mend_it(tmp_path: Path) -
     broken = {part for part, finding in found.items() if finding["state"] == "failed"}
     assert broken == {"address", "journal", "backend 1"}
     assert "--port" in found["address"]["remedy"]
-    assert "running" in found["backend 1"]["remedy"]
+    assert "Start it" in found["backend 1"]["remedy"]
     assert found["running server"]["state"] == "skipped"
 
 

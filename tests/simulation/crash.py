@@ -289,7 +289,7 @@ async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out:
                 await directory.client.close()
                 raise
             held = directory.ledger
-            known = f"{len(held.responses)} responses, {len(held.conversations)} conversations"
+            known = f"up in {figures.starts[-1]:.1f} s, {len(held.responses)} responses"
             out.write(f"round {number}  {time.monotonic() - began:4.1f} s  {plan}  ({known})\n")
             out.flush()
         if directory is not None:

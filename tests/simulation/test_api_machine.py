@@ -20,7 +20,7 @@ from tests.simulation.plain_model import Branch, Conversation, Entry, Item, Resp
 
 T = TypeVar("T")
 
-EXAMPLES = int(os.environ.get("API_MACHINE_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("API_MACHINE_EXAMPLES", "20"))
 RESTARTS_MAX = 2
 FEW = 3
 """New things are begun while there are fewer: what is there already is to get longer and to branch."""

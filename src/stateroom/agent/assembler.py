@@ -7,12 +7,18 @@ calls may interleave and stay open until the answer ends. An assembler may start
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from stateroom import ids
 from stateroom.journal.entries import Item, ItemFinished, OpenItem, Usage, item_prefix
+
+PIECES_MAX: Final = 500_000
+"""Deltas of one answer: each becomes an event that is kept."""
+
+CALLS_MAX: Final = 4_096
+"""Calls of one answer, those that must not be made included."""
 
 
 class Listener(Protocol):
@@ -74,6 +80,10 @@ class Assembler:
         self.finished: list[ItemFinished] = []
         self.size = 0
         """Characters so far."""
+        self._pieces = 0
+        self._beside = 0
+        """Bytes of what came beside the text: log probabilities, fields of calls that nobody knows, refused calls."""
+        self._too_many_calls = False
         self.calls = 0
         """Calls that were accepted."""
         self.refused_calls: list[str] = []
@@ -91,8 +101,10 @@ class Assembler:
             flow = self._open_flow("message", {"role": "assistant", "content": []})
         flow.pieces.append(delta)
         self.size += len(delta)
+        self._pieces += 1
         if logprobs:
             flow.logprobs.extend(logprobs)
+            self._beside += len(msgspec.json.encode(logprobs))
         if self.listener is not None:
             self.listener.text(flow.index, delta, logprobs)
 
@@ -102,6 +114,7 @@ class Assembler:
             flow = self._open_flow("message", {"role": "assistant", "content": []})
         flow.refusal.append(delta)
         self.size += len(delta)
+        self._pieces += 1
         if self.listener is not None:
             self.listener.refusal(flow.index, delta)
 
@@ -111,18 +124,25 @@ class Assembler:
             flow = self._open_flow("reasoning", {"type": "reasoning", "summary": []})
         flow.pieces.append(delta)
         self.size += len(delta)
+        self._pieces += 1
         if self.listener is not None:
             self.listener.reasoning(flow.index, delta)
 
     def call(self, key: int, call_id: str, name: str, arguments: str, extra: dict[str, Any] | None) -> None:
         """A piece of the call that the backend knows by `key`."""
+        self._pieces += 1
         if key not in self._calls:
+            if len(self._calls) >= CALLS_MAX:
+                self._too_many_calls = True
+                return
             self._open_call(key, call_id, name)
         call = self._calls[key]
         if call is None:
+            self._beside += len(name) + len(arguments)
             return
         if extra:
             call.extra = {**(call.extra or {}), **extra}
+            self._beside += len(msgspec.json.encode(extra))
         if arguments:
             call.pieces.append(arguments)
             self.size += len(arguments)
@@ -141,6 +161,10 @@ class Assembler:
         self._calls.clear()
         last = self.finished.pop()
         self.finished.append(ItemFinished(last.index, last.item, finish, usage))
+
+    def is_over(self, characters: int) -> bool:
+        """Whether there is more of the answer than is kept of one."""
+        return self.size + self._beside > characters or self._pieces > PIECES_MAX or self._too_many_calls
 
     @property
     def begun(self) -> bool:

@@ -158,14 +158,12 @@ class ChatBackend:
                 idle = self.settings.idle_timeout_seconds
                 last = decoder.whole(await incoming.whole(ANSWER_LIMIT, idle, total=total))
             else:
-                wait = deadline - self._clock.monotonic()
-                while (batch := await self._batch(incoming, decoder, wait)) is not None:
+                while (batch := await self._batch(incoming, decoder, deadline)) is not None:
                     if batch:
                         yield batch
                         deadline = 0.0
                     if decoder.failure is not None:
                         raise decoder.failure
-                    wait = deadline - self._clock.monotonic() if deadline else self._idle(decoder)
                 last = decoder.end()
             self._note_reasoning(decoder.reasoning_field)
             yield last
@@ -173,17 +171,26 @@ class ChatBackend:
         finally:
             incoming.close()
 
-    async def _batch(self, incoming: Incoming, decoder: ChatDecoder, wait: float) -> Sequence[Delta] | None:
-        """What the next read gives; None when the stream is at its end, properly or after the finish reason."""
+    async def _batch(self, incoming: Incoming, decoder: ChatDecoder, deadline: float) -> Sequence[Delta] | None:
+        """What the next read gives; None when the stream is at its end, properly or after the finish reason.
+
+        `deadline` is when the first delta has to be there; 0 once it is.
+        """
         if decoder.done:
             return None
         try:
-            data = await incoming.chunk(max(0.001, wait))
-        except BackendError:
+            data = await incoming.chunk(deadline - self._clock.monotonic() if deadline else self._idle(decoder))
+        except BackendError as error:
             if decoder.finish:
                 return None
+            if deadline and isinstance(error, BackendTimeout):
+                raise self._late() from None
             raise
         return decoder.feed(data) if data else None
+
+    def _late(self) -> BackendTimeout:
+        patience = self.settings.first_byte_timeout_seconds
+        return BackendTimeout(f"{self.server} did not begin to answer within {patience:g} s.")
 
     def _idle(self, decoder: ChatDecoder) -> float:
         idle = self.settings.idle_timeout_seconds
@@ -197,19 +204,20 @@ class ChatBackend:
         """Read the little that stands behind the answer, so that the connection can be used again."""
         if not incoming.response.content.at_eof():
             try:
-                await incoming.whole(ERROR_LIMIT, 0.1)
+                await incoming.whole(ERROR_LIMIT, 0.1, total=0.2)
             except BackendError:
                 return
 
     async def _refusal(self, incoming: Incoming) -> BackendError:
         """The error that a response with an error status stands for."""
         body = b""
+        end = self._clock.monotonic() + QUICK_SECONDS
         try:
-            while len(body) < ERROR_LIMIT and (piece := await incoming.chunk(QUICK_SECONDS)):
+            while len(body) < ERROR_LIMIT and (piece := await incoming.chunk(end - self._clock.monotonic())):
                 body += piece
         except BackendError:
             body = body or b""
-        error = read_error(body[:ERROR_LIMIT])
+        error = read_error(body[:ERROR_LIMIT], self._key)
         now = self._clock.now()
         head = incoming.response
         return from_status(head.status, error, server=self.server, key=self._key, headers=head.headers, now=now)
@@ -239,7 +247,7 @@ class ChatBackend:
         try:
             if incoming.response.status != 200:
                 raise await self._refusal(incoming)
-            held = await incoming.whole(LIST_LIMIT, QUICK_SECONDS)
+            held = await incoming.whole(LIST_LIMIT, QUICK_SECONDS, total=QUICK_SECONDS)
         finally:
             incoming.close()
         try:

@@ -14,12 +14,15 @@ from stateroom.errors import BackendError, BackendFailed
 from stateroom.journal.entries import Usage
 from stateroom.models.backend import Delta, Finished, ReasoningDelta, RefusalDelta, TextDelta
 from stateroom.models.chat_calls import ToolCalls
-from stateroom.models.chat_errors import from_stream, told
+from stateroom.models.chat_errors import from_stream, told, without_key
 
 EVENT_LIMIT: Final = 16 * 1024 * 1024
 """Bytes of one event."""
 
 REASONING_FIELDS: Final = ("reasoning", "reasoning_content", "thinking")
+
+QUIET_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes of a stream that may go by without a delta coming of them."""
 
 _DONE: Final = (b"data: [DONE]\n\n", b"data:[DONE]\n\n")
 _BAD: Final = "backend_bad_answer"
@@ -91,6 +94,8 @@ class ChatDecoder:
         self.reasoning_field = ""
         """The field in which reasoning came."""
         self._held = bytearray()
+        self._quiet = 0
+        """Bytes since the last delta."""
         self._calls = ToolCalls()
         self._usage = b""
         self._timings = b""
@@ -103,7 +108,11 @@ class ChatDecoder:
         if b"\r" in whole:
             whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         chunks = self._plain(whole)
-        return self._deltas(self._by_line(whole) if chunks is None else chunks)
+        deltas = self._deltas(self._by_line(whole) if chunks is None else chunks)
+        self._quiet = 0 if deltas else self._quiet + len(whole)
+        if self._quiet > QUIET_LIMIT:
+            raise BackendFailed(f"{self.server} sent {QUIET_LIMIT} bytes without saying anything.", code=_BAD)
+        return deltas
 
     def whole(self, body: bytes) -> list[Delta]:
         """The deltas of a whole answer. Raises BackendError."""
@@ -191,8 +200,7 @@ class ChatDecoder:
         return chunks
 
     def _nonsense(self, payload: bytes) -> BackendFailed:
-        excerpt = payload[:200].decode("utf-8", "replace")
-        excerpt = excerpt.replace(self.key, "***") if self.key else excerpt
+        excerpt = without_key(payload[:8192].decode("utf-8", "replace"), self.key)[:200]
         return BackendFailed(f"{self.server} answered something that is no chat completion: {excerpt}", code=_BAD)
 
     # From chunks to deltas.
@@ -234,7 +242,7 @@ class ChatDecoder:
         if isinstance(chunk.error, BackendError):
             return chunk.error
         plain = {"message": chunk.message, "type": chunk.type, "code": chunk.code}
-        return from_stream(told({"error": chunk.error or plain}), server=self.server, key=self.key)
+        return from_stream(told({"error": chunk.error or plain}, self.key), server=self.server, key=self.key)
 
     def _add_reasoning(self, said: _Message, deltas: list[Delta]) -> None:
         for field in REASONING_FIELDS:

@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -35,6 +36,9 @@ _OVERFLOW = re.compile(
 )
 
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,128}")
+
+
 class Told(msgspec.Struct, frozen=True):
     """What an error body says."""
 
@@ -46,30 +50,30 @@ class Told(msgspec.Struct, frozen=True):
     """When `code` is a number, as in errors inside a stream."""
 
 
-def read_error(body: bytes) -> Told:
-    """The error in a body of any of the usual shapes."""
+def read_error(body: bytes, key: str | None = None) -> Told:
+    """The error in a body of any of the usual shapes, without the server's key."""
     try:
         held = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return Told(message=body[:MESSAGE_LIMIT].decode("utf-8", "replace").strip())
-    return told(held)
+        return Told(message=without_key(body.decode("utf-8", "replace"), key)[:MESSAGE_LIMIT].strip())
+    return told(held, key)
 
 
-def told(held: Any) -> Told:
+def told(held: Any, key: str | None = None) -> Told:
     """The same from a decoded value: `{"error": {...}}`, `{"error": "text"}`, `{"detail": ...}`, `{"message": ...}`."""
     if isinstance(held, list) and held:
         held = held[0]
     error = held.get("error", held) if isinstance(held, dict) else held
     if not isinstance(error, dict):
-        return Told(message=_text(error))
+        return Told(message=_text(error, key))
     code = error.get("code")
     param = error.get("param")
     number = code if isinstance(code, int) and not isinstance(code, bool) else _digits(code)
     return Told(
-        message=_text(error.get("message") or error.get("detail") or error.get("msg") or error),
-        type=str(error.get("type") or ""),
-        code="" if number else str(code or ""),
-        param=param if isinstance(param, str) else None,
+        message=_text(error.get("message") or error.get("detail") or error.get("msg") or error, key),
+        type=without_key(str(error.get("type") or ""), key),
+        code="" if number else _name(code, key),
+        param=_name(param, key) or None,
         status=number if 400 <= number <= 599 else 0,
     )
 
@@ -78,16 +82,30 @@ def _digits(code: Any) -> int:
     return int(code) if isinstance(code, str) and len(code) == 3 and code.isdecimal() else 0
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, key: str | None) -> str:
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return text[:MESSAGE_LIMIT]
+    return without_key(text, key)[:MESSAGE_LIMIT]
+
+
+def _name(value: Any, key: str | None) -> str:
+    """A code or the path of a parameter; nothing else is passed on in their place."""
+    name = value if isinstance(value, str) else ""
+    return name if _NAME.fullmatch(name) and without_key(name, key) == name else ""
+
+
+def without_key(text: str, key: str | None) -> str:
+    """The text without the key, as it stands or as JSON and URLs write it. To be used before a text is shortened."""
+    if key:
+        for form in (key, msgspec.json.encode(key)[1:-1].decode(), quote(key, safe="")):
+            text = text.replace(form, "***")
+    return text
 
 
 def from_status(
     status: int, error: Told, *, server: str, key: str | None, headers: Mapping[str, str], now: float
 ) -> BackendError:
     """The error for an answer with this status. `server` names it in messages."""
-    message = error.message.replace(key, "***") if key else error.message
+    message = without_key(error.message, key)
     said = f"{server} answered {status}" + (f": {message}" if message else ".")
     if status in (401, 403):
         text = f"{server} refused Stateroom's own credentials ({status}); its operator has to set the right key."
@@ -126,7 +144,7 @@ def from_stream(error: Told, *, server: str, key: str | None) -> BackendError:
 
 
 def from_transport(exc: Exception, *, server: str, connect_seconds: float) -> BackendError:
-    """The error for a connection that could not be made or broke."""
+    """The error for a connection that could not be made or broke. What the server sent is not repeated."""
     reason = str(getattr(exc, "os_error", None) or exc) or type(exc).__name__
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         return BackendUnavailable(f"{server} cannot be found: {reason}. Check the host name in its URL.")
@@ -140,6 +158,12 @@ def from_transport(exc: Exception, *, server: str, connect_seconds: float) -> Ba
         return BackendUnavailable(f"{server} cannot be reached: {reason}. Check that it runs and its URL.")
     if isinstance(exc, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return BackendFailed(f"{server} has a URL that is not valid.", code="backend_misconfigured")
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return BackendFailed(f"{server} answered something that is not HTTP.", code="backend_bad_answer")
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return BackendFailed(f"{server} broke off in the middle of its answer.")
+    if isinstance(exc, aiohttp.ServerDisconnectedError):
+        return BackendFailed(f"{server} broke off: it closed the connection.")
     return BackendFailed(f"{server} broke off: {reason}.")
 
 

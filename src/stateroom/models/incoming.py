@@ -57,7 +57,7 @@ class Incoming:
             except BackendTimeout:
                 if self._loop.time() < end:
                     raise
-                raise BackendTimeout(f"{self._server} did not end its answer within {total:g} s.") from None
+                raise BackendTimeout(f"{self._server} did not end its answer within {total:.3g} s.") from None
             if not piece:
                 return b"".join(pieces)
             pieces.append(piece)

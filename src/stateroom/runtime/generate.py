@@ -137,7 +137,7 @@ class Generator:
                     writer.touch()
                 if writer.failure is not None:
                     raise writer.failure  # nobody will ever see what is still to come
-                if assembler.size > self._limits.output_bytes:
+                if assembler.is_over(self._limits.output_bytes):
                     return Finished("length", finished.usage if finished else None)
         if finished is None:
             raise BackendFailed("The model server ended its answer without saying that it was complete.")

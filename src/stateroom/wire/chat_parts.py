@@ -1,4 +1,8 @@
-"""Content in the shape of Chat Completions: texts, user parts, tool outputs. Pure; chat_history makes the messages."""
+"""Content in the shape of Chat Completions: texts, user parts, tool outputs. Pure; chat_history makes the messages.
+
+What callers name by URL is downloaded, under guard, before it gets here, and is a data URL by then. Any other URL goes
+to no model server: many would fetch it, from a place in the network that callers must not reach through them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ def user_part(part: dict[str, Any]) -> dict[str, Any]:
     if (image := image_part(part)) is not None:
         return image
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
-        return {"type": "input_audio", "input_audio": part["input_audio"]}
+        return _audio_part(part["input_audio"])
     if kind == "input_file":
         return _file_part(part)
     text = part_text(part)
@@ -66,7 +70,7 @@ def image_part(part: dict[str, Any]) -> dict[str, Any] | None:
     if part.get("type") not in ("input_image", "computer_screenshot"):
         return None
     url = part.get("image_url")
-    if not isinstance(url, str) or not url:
+    if not isinstance(url, str) or not url.startswith("data:"):
         return {"type": "text", "text": "[an image that is not available]"}
     image = {"url": url}
     if part.get("detail") in ("low", "high"):
@@ -77,9 +81,20 @@ def image_part(part: dict[str, Any]) -> dict[str, Any] | None:
 def _file_part(part: dict[str, Any]) -> dict[str, Any]:
     name = part.get("filename") or "file"
     data = part.get("file_data")
-    if isinstance(data, str) and data:
+    if _is_content(data):
         return {"type": "file", "file": {"filename": name, "file_data": data}}
     return {"type": "text", "text": f"[the file {name} is not available]"}
+
+
+def _audio_part(audio: dict[str, Any]) -> dict[str, Any]:
+    if not _is_content(audio.get("data")):
+        return {"type": "text", "text": "[a recording that is not available]"}
+    return {"type": "input_audio", "input_audio": {name: audio[name] for name in ("data", "format") if name in audio}}
+
+
+def _is_content(data: Any) -> bool:
+    """Whether it is base64 or a data URL, as opposed to a URL that leads elsewhere."""
+    return isinstance(data, str) and bool(data) and (data.startswith("data:") or ":" not in data)
 
 
 def tool_output(output: Any) -> tuple[str, list[dict[str, Any]]]:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
+from stateroom.wire import parameters
+
 Id: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
 CallId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -194,8 +196,8 @@ class AdditionalTools(_Common, kw_only=True):
 
 
 class ConfigurationUpdate(_Common):
-    reasoning: dict[str, Any] | None = None
-    text: dict[str, Any] | None = None
+    reasoning: parameters.Reasoning | None = None
+    text: parameters.TextSettings | None = None
 
 
 class ToolSearchCall(_Item, kw_only=True):

@@ -25,6 +25,7 @@ from stateroom.wire import parameters
 from stateroom.wire.decoding import Bounds, decode
 from stateroom.wire.items import pack
 from stateroom.wire.parameters import INCLUDABLE
+from stateroom.wire.tools import DECLARING, count_tools
 
 __all__ = [
     "Bounds",
@@ -239,6 +240,9 @@ def _packed(given: list[dict[str, Any]], name: str, body: bytes, bounds: Bounds)
             param=name,
         )
     items = [pack(item, f"{name}[{index}]", bounds) for index, item in enumerate(given)]
+    for index, item in enumerate(items):
+        if item.get("type") in DECLARING:
+            _check_tool_count(item["tools"], f"{name}[{index}].tools", bounds)
     if len(body) > bounds.item_bytes:
         for index, item in enumerate(items):
             if len(msgspec.json.encode(item)) > bounds.item_bytes:
@@ -250,15 +254,20 @@ def _packed(given: list[dict[str, Any]], name: str, body: bytes, bounds: Bounds)
     return items
 
 
+def _check_tool_count(tools: list[dict[str, Any]], param: str, bounds: Bounds) -> None:
+    count = count_tools(tools)
+    if count > bounds.tools:
+        raise InvalidRequest(
+            f"'{param}' holds {count} tools; at most {bounds.tools} are allowed.",
+            code="array_above_max_length",
+            param=param,
+        )
+
+
 def _context(asked: parameters.Context, bounds: Bounds) -> dict[str, Any]:
     """The settings that decide the model's input."""
     tools = asked.tools or []
-    if len(tools) > bounds.tools:
-        raise InvalidRequest(
-            f"'tools' holds {len(tools)} tools; at most {bounds.tools} are allowed.",
-            code="array_above_max_length",
-            param="tools",
-        )
+    _check_tool_count(tools, "tools", bounds)
     return {
         "model": asked.model or "",
         "instructions": asked.instructions,

@@ -28,7 +28,9 @@ Choice: TypeAlias = str | tuple[str, ...]
 
 _FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 _TOLERATED: Final = ("web_search", "image_generation")
-_ITEM_TYPES: Final = ("additional_tools", "tool_search_output")
+DECLARING: Final = ("additional_tools", "tool_search_output")
+"""Types of items that bring tools along."""
+
 _ADVICE: Final = {
     "file_search": "Search in your own code and declare a function tool for it.",
     "mcp": "Connect to the MCP server in your own code and declare its tools as functions.",
@@ -146,7 +148,7 @@ def tool_set(
     for position, tool in enumerate(tools):
         table.declare(tool, f"tools[{position}]")
     for item in items:
-        if item.get("type") in _ITEM_TYPES:
+        if item.get("type") in DECLARING:
             for position, tool in enumerate(item["tools"]):
                 table.declare(tool, f"{item['type']}.tools[{position}]", again=True)
     choice, allowed = _choose(table, tool_choice)
@@ -162,6 +164,12 @@ class _Table:
         self.lookup: dict[str, ToolRef] = {}
         self.names: dict[tuple[str, str], str] = {}
         """From namespace and name to the flat name."""
+        self.spaces: dict[str, list[str]] = {}
+        """The flat names of each namespace."""
+        self._within: dict[str, list[str]] = {}
+        """From a name without its namespace to the flat names that it may mean."""
+        self._joined: dict[str, str] = {}
+        """From `namespace.name` to the flat name."""
         self.absent: set[str] = set()
         """Types that were declared and tolerated, but do not exist here."""
 
@@ -232,6 +240,10 @@ class _Table:
             if flat in self.lookup:
                 flat = _marked(flat, f"{ref.kind} {ref.namespace} {ref.name}")
             self.names[key] = flat
+            if ref.namespace:
+                self.spaces.setdefault(ref.namespace, []).append(flat)
+                self._within.setdefault(ref.name, []).append(flat)
+                self._joined.setdefault(f"{ref.namespace}.{ref.name}", flat)
         self.functions[flat] = Function(flat, function.description, function.parameters, function.strict)
         self.lookup[flat] = ref
 
@@ -240,10 +252,9 @@ class _Table:
         if namespace is not None:
             found = self.names.get((namespace, name))
         else:
-            joined = [flat for (space, inner), flat in self.names.items() if space and name == f"{space}.{inner}"]
-            within = [flat for (space, inner), flat in self.names.items() if space and name == inner]
+            within = self._within.get(name, [])
             found = self.names.get(("", name)) or (name if name in self.lookup else None)
-            found = found or (joined[0] if joined else within[0] if len(within) == 1 else None)
+            found = found or self._joined.get(name) or (within[0] if len(within) == 1 else None)
         return found if found is not None and self.lookup[found].kind == kind else None
 
 
@@ -300,14 +311,21 @@ def _allowed(table: _Table, given: dict[str, Any]) -> tuple[Choice, frozenset[st
         )
     if not isinstance(tools, list):
         raise InvalidRequest("'tool_choice.tools' must be an array.", code="invalid_type", param="tool_choice.tools")
-    allowed = frozenset(
-        name
-        for position, reference in enumerate(tools)
-        for name in _named(table, reference, f"tool_choice.tools[{position}]")
-    )
+    allowed: set[str] = set()
+    told: set[tuple[str, ...]] = set()
+    for position, reference in enumerate(tools):
+        place = _place(reference)
+        if place not in told:  # a namespace that is named over and over costs what it costs once
+            allowed.update(_named(table, reference, f"tool_choice.tools[{position}]"))
+            told.add(place)
     if mode == "required":
         _need_callable(allowed)
-    return mode, allowed
+    return mode, frozenset(allowed)
+
+
+def _place(reference: Any) -> tuple[str, ...]:
+    fields = ("type", "name", "namespace")
+    return tuple(repr(reference.get(field)) for field in fields) if isinstance(reference, dict) else ("",)
 
 
 def _named(table: _Table, reference: Any, path: str) -> Iterator[str]:
@@ -328,7 +346,7 @@ def _named(table: _Table, reference: Any, path: str) -> Iterator[str]:
             )
         yield flat
     elif kind == "namespace":
-        found = [flat for (space, _), flat in table.names.items() if space and space == name]
+        found = table.spaces.get(name) if isinstance(name, str) else None
         if not found:
             raise InvalidRequest(
                 f"'{path}' names a namespace that is not declared in 'tools'.", code="invalid_value", param=path
@@ -357,6 +375,12 @@ def _refuse_absent(kind: str, path: str) -> NoReturn:
     raise InvalidRequest(
         f"'{path}' asks for '{kind[:64]}', which this server does not have.", code="unsupported_tool", param=path
     )
+
+
+def count_tools(tools: Iterable[Mapping[str, Any]]) -> int:
+    """How many tools are declared, those inside namespaces counted one by one."""
+    inner = [tool.get("tools") for tool in tools]
+    return sum(len(held) if isinstance(held, list) else 1 for held in inner)
 
 
 def build_call_item(ref: ToolRef, call_id: str, arguments: str) -> Item:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from stateroom.journal.entries import ContextItem, Item
 from stateroom.wire.chat_history import NO_RESULT, ChatHistory
 
+PNG = "data:image/png;base64,AAAA"
+
 
 def held(items: list[Item]) -> list[ContextItem]:
     return [ContextItem(f"item_{position}", item) for position, item in enumerate(items)]
@@ -247,12 +249,12 @@ def test_shell_and_other_client_tools_become_calls_and_results() -> None:
         {"type": "shell_call", "call_id": "c1", "action": {"commands": ["ls"]}, "status": "completed"},
         {"type": "shell_call_output", "call_id": "c1", "output": [{"stdout": "a.txt", "stderr": ""}]},
         {"type": "computer_call", "call_id": "c2", "action": {"type": "screenshot"}},
-        {"type": "computer_call_output", "call_id": "c2", "output": {"type": "computer_screenshot", "image_url": "u"}},
+        {"type": "computer_call_output", "call_id": "c2", "output": {"type": "computer_screenshot", "image_url": PNG}},
     )
     assert messages[0]["tool_calls"] == [made("c1", "shell", '{"action":{"commands":["ls"]}}')]
     assert json.loads(messages[1]["content"])["stdout"] == "a.txt"
     assert messages[2]["tool_calls"][0]["function"]["name"] == "computer"
-    assert messages[4]["content"][-1] == {"type": "image_url", "image_url": {"url": "u"}}
+    assert messages[4]["content"][-1] == {"type": "image_url", "image_url": {"url": PNG}}
 
 
 def test_a_hosted_call_with_its_result_inside_becomes_a_pair() -> None:
@@ -281,7 +283,7 @@ def test_a_refusal_goes_back_as_text() -> None:
 def test_the_parts_of_a_user_message_keep_their_kind() -> None:
     content = [
         {"type": "input_text", "text": "look"},
-        {"type": "input_image", "image_url": "https://a/b.png"},
+        {"type": "input_image", "image_url": PNG},
         {"type": "input_image", "file_id": "file_1"},
         {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
         {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,QQ=="},
@@ -335,7 +337,7 @@ ITEMS = st.one_of(
     st.just({"role": "system", "content": "s"}),
     st.builds(reasoning, st.sampled_from(["", "r"])),
     st.builds(call, IDS, arguments=st.sampled_from(["", "{}", "[", '{"a":1}'])),
-    st.builds(result, IDS, st.sampled_from(["x", "y", [{"type": "input_image", "image_url": "u"}], None, 3])),
+    st.builds(result, IDS, st.sampled_from(["x", "y", [{"type": "input_image", "image_url": PNG}], None, 3])),
     st.builds(lambda kind, key: {"type": kind, "call_id": key, "output": "o"},
               st.sampled_from(["shell_call", "shell_call_output", "mcp_call", "x_call", "x_call_output"]), IDS),
     st.sampled_from([{"type": "web_search_call"}, {"type": "mystery", "text": "t"}, {}]),
@@ -384,3 +386,31 @@ def test_every_word_of_users_and_results_stays_in_the_history(items: list[Item])
     assert text.count('"role": "user", "content": "u"') == sum(item == user("u") for item in items)
     assert "the last word" in text
     assert "the last result" in text
+
+
+ELSEWHERE = "http://169.254.169.254/latest/meta-data"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "user", "content": [{"type": "input_image", "image_url": ELSEWHERE}]},
+        {"role": "user", "content": [{"type": "computer_screenshot", "image_url": ELSEWHERE}]},
+        {"role": "user", "content": [{"type": "input_file", "file_data": ELSEWHERE}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ELSEWHERE, "format": "wav"}}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA", "url": ELSEWHERE}}]},
+        {
+            "type": "computer_call_output",
+            "call_id": "c",
+            "output": {"type": "computer_screenshot", "image_url": ELSEWHERE},
+        },
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": ELSEWHERE}]},
+        {"type": "code_interpreter_call", "outputs": [{"type": "input_image", "image_url": ELSEWHERE}]},
+        {"type": "file_search_call", "results": [{"type": "computer_screenshot", "image_url": ELSEWHERE}]},
+    ],
+    ids=lambda item: item.get("type", "message"),
+)
+def test_no_url_is_handed_to_a_model_server_to_be_fetched(item: dict[str, Any]) -> None:
+    for message in encoded(item):
+        for part in message["content"] if isinstance(message["content"], list) else []:
+            assert part["type"] == "text" or ELSEWHERE not in json.dumps(part)
