@@ -22,22 +22,30 @@ SETTINGS_HEAD = """# Settings
 From the command line, the environment, a file, or the defaults, in this order. The file is `stateroom.toml` in the
 working directory, or what `--config` names. Every setting is also an environment variable: `STATEROOM_` and its name in
 capitals, two underscores between a section and its key (`STATEROOM_LIMITS__RUNS=64`). `STATEROOM_BACKENDS` takes base
-URLs separated by commas, `STATEROOM_BACKEND_KEY_ENV` the name of the variable that holds their key.
+URLs separated by commas, `STATEROOM_BACKEND_KEY_ENV` the name of the variable that holds their key, `STATEROOM_CONFIG`
+the path of the file.
+
+A name that is not known, in the file or among the variables, is an error: a misspelt setting must not be one that does
+nothing. `stateroom doctor` says where each setting came from.
 
 This page is made from the source by `docs/generate.py`.
 """
 
 LIMITS_HEAD = """# Limits
 
-Every bound on what a caller may ask is a setting in the section `[limits]`. Passing one is a clear 400, 413 or 429 that
-names it.
+What callers may ask, and what that may take, is bounded; each bound is a setting in the section `[limits]`. A request
+that passes one is refused with a 400, 413 or 429 (see [error codes](extensions.md#error-codes)). Some do other things:
+`steps` and `output_bytes` end an answer as `incomplete`, `runs` has further ones wait, `cached_context_bytes` bounds a
+cache.
 
 This page is made from the source by `docs/generate.py`.
 """
 
 CLI_HEAD = """# Command line
 
-`stateroom COMMAND --help` says the same. Commands that talk to a server take `--url` or `STATEROOM_URL`.
+`stateroom COMMAND --help` says the same. Commands that talk to a server take `--url` or `STATEROOM_URL`, and send
+`STATEROOM_API_KEY`, if it is set, as the key. Tables and colours are for terminals; elsewhere lists are lines of
+columns with tabs in between. `NO_COLOR` is heeded.
 
 This page is made from the source by `docs/generate.py`.
 """
@@ -109,8 +117,13 @@ def _table(node: ast.ClassDef) -> str:
 
 def _plain(default: str) -> str:
     if set(default) <= set("0123456789_* ()") and default != "()":
-        return f"{eval(default):,}".replace(",", " ")  # digits and operators of our own source
-    return "none" if default in ("''", "()", "None") else f"`{default.strip(chr(39))}`"
+        number = eval(default)  # digits and operators of our own source
+        return f"`{number:_}`" if number > 9999 else f"`{number}`"
+    return "none" if default in ("''", "()", "None") else f"`{_as_toml(default)}`"
+
+
+def _as_toml(default: str) -> str:
+    return {"True": "true", "False": "false"}.get(default, default.strip("'").removesuffix(".0"))
 
 
 def _choices(annotation: ast.expr) -> str:

@@ -24,6 +24,7 @@ from stateroom import ids
 from stateroom.access.outbound import OutboundGuard
 from stateroom.access.principal import Principal
 from stateroom.access.sealing import Sealer, load_key
+from stateroom.api.connection import BoundedHttp
 from stateroom.api.conversations import ConversationsApi
 from stateroom.api.http import Edge, answer_error, answer_http_exception, answer_unexpected
 from stateroom.api.models import ModelsApi
@@ -60,6 +61,9 @@ log = logging.getLogger("stateroom.app")
 JOURNAL = "journal.db"
 BACKENDS_SECONDS = 2.0
 """How long a start waits to hear what the backends serve: one that is silent must not keep the server from serving."""
+FLUSH_SECONDS = 1.0
+"""How long clients have to take in the end of their answers when the server stops."""
+
 FENCED_EXIT = 4
 """Exit status of a server whose data directory another one has taken over."""
 
@@ -280,6 +284,8 @@ async def serve(
     parked = await application.stop()
     if parked:
         log.info("runs.parked count=%d they go on at the next start", parked)
+    await asyncio.wait((serving,), timeout=FLUSH_SECONDS)
+    server.hang_up()
     await serving
     stopping.cancel()
     return FENCED_EXIT if application.fenced else 0
@@ -306,6 +312,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.listens.set()
 
+    def hang_up(self) -> None:
+        """Drop the connections whose clients have not taken in the end of their answers."""
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -315,15 +327,14 @@ def _server(application: Application) -> _Server:
     return _Server(
         uvicorn.Config(
             application.asgi,
-            http="httptools",
+            http=BoundedHttp,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            # Streams are to see the end of the runs that are given time to finish.
-            timeout_graceful_shutdown=math.ceil(application.settings.shutdown_seconds) + 3,
-            h11_max_incomplete_event_size=64 * 1024,
+            # Streams are to see the end of the runs that are given time to finish; `serve` hangs up afterwards.
+            timeout_graceful_shutdown=math.ceil(application.settings.shutdown_seconds) + 15,
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -19,6 +20,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
+FIRST = [ROOT / "README.md", ROOT / "docs/tutorial.md"]
+SOURCE = ROOT / "src/stateroom"
+CODE = re.compile(r"[a-z]+(_[a-z0-9]+)+")
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +48,55 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_python_of_a_page_runs(page: Path, url: str, tmp_path: Path) -> None:
+    run_python(page, url, tmp_path)
+
+
+def run_python(page: Path, url: str, folder: Path) -> str:
+    """What the blocks of a page print, one behind the other."""
     blocks = PYTHON.findall(page.read_text())
-    script = tmp_path / "page.py"
+    script = folder / "page.py"
     script.write_text("\n".join(blocks).replace("http://127.0.0.1:8000/v1", url))
     environment = {**os.environ, "OPENAI_API_KEY": "unused"}
     ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, env=environment)
     assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.embedded
+def test_the_first_pages_work_with_the_model_that_a_newcomer_has(tmp_path: Path) -> None:
+    """It is a small one: what it is asked there is chosen so that it answers briefly, and right."""
+    with ServerProcess(tmp_path / "data") as server:
+        for page in FIRST:
+            assert "The capital of Japan is Tokyo." in run_python(page, server.url, tmp_path)
+
+
+def test_every_error_code_is_in_the_reference() -> None:
+    reference = (ROOT / "docs/reference/extensions.md").read_text()
+    listed = set(re.findall(r"`([a-z_0-9]+)`", reference[reference.index("## Error codes") :]))
+    trees = [
+        ast.parse(path.read_text())
+        for path in SOURCE.rglob("*.py")
+        if path.relative_to(SOURCE).parts[0] not in ("cli", "testing")
+    ]
+    used = {code for tree in trees for code in error_codes(tree)}
+    assert {"conversation_locked", "weights_mismatch", "storage_full", "array_above_max_length"} <= used
+    assert sorted(used - listed) == []
+
+
+def error_codes(tree: ast.Module) -> Iterator[str]:
+    """What a module gives as `code`: to a call, as an attribute of a class, or through a name of its own."""
+    given: list[ast.expr] = []
+    named: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "code":
+            given.append(node.value)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    named.setdefault(target.id, []).append(node.value)
+    given += named.get("code", [])
+    given += [value for each in given if isinstance(each, ast.Name) for value in named.get(each.id, [])]
+    for each in given:
+        for node in ast.walk(each):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
+                yield node.value

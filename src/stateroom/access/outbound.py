@@ -65,7 +65,7 @@ class OutboundGuard:
                         message = "Downloading the URL failed: its server insists on compressing the content."
                         raise InvalidRequest(message, code="failed_to_download_image", param=param)
                     return await self._read(answer, param), answer.content_type
-            except (aiohttp.ClientError, OSError) as error:
+            except (aiohttp.ClientError, OSError, UnicodeError) as error:  # UnicodeError: no name server takes the name
                 if isinstance(error.__cause__, _Refused) or isinstance(error, _Refused):
                     raise self._refusal(param) from None
                 message = f"Downloading the URL failed: {type(error).__name__}."

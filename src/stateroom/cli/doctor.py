@@ -5,6 +5,7 @@ The examinations are in examine.py; this file runs them one after the other and 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -39,6 +40,7 @@ def doctor(
     would take. Exit code 1: something that the server needs does not work.
     """
     overrides = {"host": host, "port": port, "data": data, "backends": backend, "backend_key_env": backend_key_env}
+    logging.getLogger("stateroom").addHandler(logging.NullHandler())  # the findings say it better
     findings: list[Finding] = []
     try:
         loaded = load(config, os.environ, overrides)

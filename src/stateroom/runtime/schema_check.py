@@ -7,15 +7,33 @@ standard input and writes what is wrong, or nothing.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, Final
 from urllib.parse import unquote
 
 import msgspec
 
-_DYNAMIC: Final = ("$dynamicRef", "$recursiveRef")
+_UNFORESEEN: Final = ("$dynamicRef", "$recursiveRef", "unevaluatedProperties", "unevaluatedItems")
+"""Keywords with which the checks may double at every level."""
 _PATTERN_PARTS: Final = 100
-"""A regular expression counts as so many parts: it takes that much longer to read."""
+"""A regular expression counts as so many parts, and its states: it takes that much longer to read."""
+_CLASS_STATES: Final = 2
+_PROPERTY_STATES: Final = 16
+"""States of a class of characters, and of one that Unicode defines; about."""
+_STATES_MAX: Final = 1_000_000_000
+_PATTERNS_MAX: Final = 65_536
+"""Characters of all patterns of a schema; beyond it they are not looked at."""
+_BACKTRACKS: Final = re.compile(r"\(\?[=!<>(]|\\[1-9kgGK]|[*+?}]\+")
+"""Looking around and back, and the like: matching it can take a time that nobody can foretell."""
+_TOKEN: Final = re.compile(
+    r"(?P<property>\\[pP](\{[^}]*\}?|.)?)|\\.?|(?P<set>\[\^?\]?(\\.|[^\]\\])*\]?)|(?P<times>\{(?P<low>\d+)?,?(?P<high>\d+)?\})|.",
+    re.DOTALL,
+)
+
+
+MEMORY_BYTES: Final = 2 * 1024 * 1024 * 1024
+"""Of the process that checks what could take for ever."""
 
 
 class Weight(msgspec.Struct, frozen=True):
@@ -43,6 +61,8 @@ class _Scale:
         self.recursive = False
         self._known: dict[int, int] = {}
         self._inside: set[int] = set()
+        self._read = 0
+        """Characters of all patterns so far."""
 
     def weigh(self, node: Any) -> int:
         if isinstance(node, list):
@@ -57,13 +77,13 @@ class _Scale:
             self.recursive = True
             return 1
         self._inside.add(key)
-        parts = 1 + sum(map(self.weigh, node.values())) + self._weigh_reference(node) + _weigh_patterns(node)
+        parts = 1 + sum(map(self.weigh, node.values())) + self._weigh_reference(node) + self._weigh_patterns(node)
         self._inside.discard(key)
         self._known[key] = parts
         return parts
 
     def _weigh_reference(self, node: dict[str, Any]) -> int:
-        if any(name in node for name in _DYNAMIC):
+        if any(name in node for name in _UNFORESEEN):
             self.recursive = True
         reference = node.get("$ref")
         if not isinstance(reference, str):
@@ -74,11 +94,43 @@ class _Scale:
             return 1
         return self.weigh(found)
 
+    def _weigh_patterns(self, node: dict[str, Any]) -> int:
+        by_pattern = node.get("patternProperties")
+        patterns = [*(by_pattern if isinstance(by_pattern, dict) else ()), node.get("pattern")]
+        parts = 0
+        for pattern in patterns:
+            if isinstance(pattern, str):
+                self._read += len(pattern)
+                states = states_of(pattern) if self._read <= _PATTERNS_MAX else _STATES_MAX
+                parts += _PATTERN_PARTS + states
+                self.recursive = self.recursive or bool(_BACKTRACKS.search(pattern))
+        return parts
 
-def _weigh_patterns(node: dict[str, Any]) -> int:
-    by_pattern = node.get("patternProperties")
-    count = len(by_pattern) if isinstance(by_pattern, dict) else 0
-    return _PATTERN_PARTS * (count + ("pattern" in node))
+
+def states_of(pattern: str) -> int:
+    """About how many states a regular expression has: repetitions multiply what stands before them."""
+    groups = [0]
+    last = 0
+    for token in _TOKEN.finditer(pattern):
+        text = token[0]
+        if token["times"]:
+            times = max(int((token[bound] or "0")[:7]) for bound in ("low", "high"))
+            groups[-1] = min(_STATES_MAX, groups[-1] + last * max(0, times - 1))
+            last = min(_STATES_MAX, last * max(1, times))
+            continue
+        if text in "*+?":
+            continue
+        if text == "(":
+            groups.append(0)
+            continue
+        if text == ")" and len(groups) > 1:
+            last = groups.pop()
+        elif token["set"]:
+            last = _CLASS_STATES + _PROPERTY_STATES * (text.count("\\p") + text.count("\\P"))
+        else:
+            last = _PROPERTY_STATES if token["property"] else _CLASS_STATES if text == "." else 1
+        groups[-1] += last
+    return min(_STATES_MAX, sum(groups))
 
 
 def _look_up(root: Any, reference: str) -> Any:
@@ -124,7 +176,16 @@ def problem_of(schema: Any, value: Any) -> str:
     return ""
 
 
+def _bound_memory() -> None:
+    try:
+        import resource  # lazy: systems without it have no such bound
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
 def main() -> None:
+    _bound_memory()
     asked = json.loads(sys.stdin.buffer.read())
     sys.stdout.buffer.write(problem_of(asked["schema"], json.loads(asked["text"])).encode())
 

@@ -27,6 +27,9 @@ UNKNOWN_OUTCOME = (
 )
 
 
+CHECKS_MAX = 4
+"""Processes at a time that hold answers against schemas which could take for ever."""
+
 REFUSED_CALL = "This call was not made: the request allows no more tool calls (`max_tool_calls`)."
 
 
@@ -37,6 +40,7 @@ class Worker:
         self._generator = generator
         self._tools = tools
         self._limits = limits
+        self._checks = asyncio.Semaphore(CHECKS_MAX)
 
     async def drive(self, run: LiveRun) -> None:
         """Take the run to its end. Returns without an end only when this process must give it up.
@@ -88,7 +92,7 @@ class Worker:
                     await self._settle(run, ToolOutcome(step.index, REFUSED_CALL, failed=True))
                 case End():
                     if step.status == "completed":
-                        await check_output(run.settings, run.state)
+                        await check_output(run.settings, run.state, self._checks)
                     await self._finish(run, RunEnded(step.status, reason=step.reason))
                     return
 

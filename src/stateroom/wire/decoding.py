@@ -93,7 +93,7 @@ def check_depth(body: bytes, limit: int) -> None:
 
 
 def _refuse_depth(limit: int) -> NoReturn:
-    raise InvalidRequest(f"The JSON nests deeper than {limit} levels.", code="json_too_deep")
+    raise InvalidRequest(f"The JSON nests deeper than {limit} levels (`limits.depth`).", code="json_too_deep")
 
 
 def refuse_value(message: str, base: str, shape: Any) -> NoReturn:

@@ -163,7 +163,8 @@ def _plain(parts: list[Any], role: str) -> str | list[Any]:
 def _pack_parts(parts: list[Any], path: str, bounds: Bounds) -> list[Any]:
     if len(parts) > bounds.content_parts:
         raise InvalidRequest(
-            f"'{path}' holds {len(parts)} content parts; at most {bounds.content_parts} are allowed.",
+            f"'{path}' holds {len(parts)} content parts; at most {bounds.content_parts} are allowed "
+            "(`limits.content_parts`).",
             code="array_above_max_length",
             param=path,
         )

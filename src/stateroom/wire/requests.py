@@ -235,7 +235,7 @@ def _added(given: list[dict[str, Any]], body: bytes, bounds: Bounds) -> list[Ite
 def _packed(given: list[dict[str, Any]], name: str, body: bytes, bounds: Bounds) -> list[Item]:
     if len(given) > bounds.items:
         raise InvalidRequest(
-            f"'{name}' holds {len(given)} items; at most {bounds.items} are allowed in a request.",
+            f"'{name}' holds {len(given)} items; at most {bounds.items} are allowed in a request (`limits.items`).",
             code="array_above_max_length",
             param=name,
         )
@@ -247,7 +247,7 @@ def _packed(given: list[dict[str, Any]], name: str, body: bytes, bounds: Bounds)
         for index, item in enumerate(items):
             if len(msgspec.json.encode(item)) > bounds.item_bytes:
                 raise InvalidRequest(
-                    f"'{name}[{index}]' is larger than {bounds.item_bytes} bytes.",
+                    f"'{name}[{index}]' is larger than {bounds.item_bytes} bytes (`limits.item_bytes`).",
                     code="item_too_large",
                     param=f"{name}[{index}]",
                 )
@@ -258,7 +258,7 @@ def _check_tool_count(tools: list[dict[str, Any]], param: str, bounds: Bounds) -
     count = count_tools(tools)
     if count > bounds.tools:
         raise InvalidRequest(
-            f"'{param}' holds {count} tools; at most {bounds.tools} are allowed.",
+            f"'{param}' holds {count} tools; at most {bounds.tools} are allowed (`limits.tools`).",
             code="array_above_max_length",
             param=param,
         )

@@ -384,3 +384,8 @@ async def test_names_that_take_long_do_not_hold_up_other_threads(monkeypatch: py
         assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 1) == "free"
     finally:
         gate.set()
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a" * 5_000, "a." * 200, "x" * 64 + ".example"])
+async def test_a_name_that_no_name_server_takes_is_a_clear_error(host: str) -> None:
+    assert await code_of(f"http://{host}/") in ("invalid_image_url", "failed_to_download_image")

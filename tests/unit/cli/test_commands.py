@@ -14,7 +14,7 @@ import pytest
 
 from stateroom.app import ServerInfo
 from stateroom.cli.main import main
-from stateroom.cli.serve import banner, is_loopback
+from stateroom.cli.serve import Progress, banner, is_loopback
 from tests.unit.cli.script_server import Events, Reply, serving, story
 
 COMMANDS = [
@@ -154,6 +154,14 @@ def test_an_error_of_the_server_is_shown_with_its_code(run) -> None:
     assert "No such response. (not_found, HTTP 404" in outcome.err
 
 
+def test_a_base_url_without_its_version_is_told_so(run) -> None:
+    unknown = {"error": {"message": "Unknown request URL: GET /responses.", "code": "unknown_url"}}
+    with serving(Reply(unknown, 404)) as script:
+        outcome = run("responses", "list", "--url", script.url.removesuffix("/v1"))
+    assert outcome.code == 1
+    assert f"--url {script.url}" in outcome.err
+
+
 def test_responses_are_listed_as_lines_that_other_programs_can_read(run) -> None:
     failed = {**RESPONSE, "id": "resp_2", "status": "failed", "output": [], "error": {"message": "it\nbroke"}}
     with serving(listed(RESPONSE, failed)) as script:
@@ -276,6 +284,24 @@ def test_a_failed_answer_makes_a_piped_chat_fail(run) -> None:
         outcome = run("chat", "--url", script.url, "--model", "m", typed="hello\n")
     assert outcome.code == 1
     assert "out of luck (server_error)" in outcome.err
+
+
+def test_the_banner_says_so_when_no_model_server_has_answered() -> None:
+    info = ServerInfo("http://127.0.0.1:8123/v1", "some/data", [], "normal", embedded=False)
+    text = [line for line, _ in banner(info)]
+    assert any("stateroom doctor" in line for line in text)
+    assert max(map(len, text)) < 80
+
+
+def test_progress_before_the_banner_is_told_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress()
+    progress.hold()
+    progress.show("Fetching: 1 of 93 MB")
+    progress.show("Fetching: 2 of 93 MB")
+    assert capsys.readouterr().err == ""
+    progress.settle()
+    progress.show("Starting")
+    assert capsys.readouterr().err.splitlines() == ["Fetching: 2 of 93 MB", "Starting"]
 
 
 def test_the_banner_says_where_what_and_how() -> None:

@@ -192,3 +192,67 @@ async def test_a_run_whose_answer_breaks_its_format_has_failed() -> None:
         run = await stage.ask(text=format_)
         assert run.state.ended is not None
         assert run.state.ended.status == status
+
+
+def nested(levels: int) -> dict[str, Any]:
+    """With each level the work doubles, and nothing refers to anything."""
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        schema = {"allOf": [schema], "unevaluatedProperties": False, "properties": {"a": {}}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        nested(20),
+        {"type": "string", "pattern": r"^(?=(a+)+$)b"},
+        {"type": "string", "pattern": r"^(a*)*\1b$"},
+        {"patternProperties": {r"(?<!a)b": {}}},
+    ],
+    ids=["unevaluated", "lookahead", "backreference", "lookbehind"],
+)
+def test_what_could_take_for_ever_is_not_checked_in_this_process(schema: Any) -> None:
+    assert weight_of(schema).recursive
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [rf"[\w\W]{{50{n:02d}}}" for n in range(9)],
+        ["|".join(f"a{n}" for n in range(20_000))],
+        [r"((\w\W){100}){100}"],
+        [rf"(\p{{L}}\p{{N}}){{{n}}}" for n in range(60, 99)],
+        ["a" * 19_000] * 500,
+    ],
+    ids=["classes", "alternatives", "nested", "Unicode", "long"],
+)
+def test_patterns_that_take_long_to_read_are_refused_unread(patterns: list[str]) -> None:
+    schema = {"allOf": [{"type": "string", "pattern": pattern} for pattern in patterns]}
+    with pytest.raises(InvalidRequest) as refused:
+        check_format(settings_of(schema))
+    assert refused.value.code == "invalid_json_schema"
+    assert "parts" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        r"^[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}$",
+        r"^.{1,4000}$",
+        r"^\p{Lu}\p{L}{0,60}$",
+        r"^(https?://)?([a-z0-9-]{1,63}\.){1,8}[a-z]{2,24}(/\S{0,2000})?$",
+    ],
+)
+def test_patterns_of_everyday_are_taken(pattern: str) -> None:
+    check_format(settings_of({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}))
+    assert not weight_of({"pattern": pattern}).recursive
+
+
+@pytest.mark.parametrize("answer", ["NaN", '{"a": Infinity}', '{"a": [-Infinity]}'])
+async def test_numbers_that_json_lacks_are_no_answer(answer: str) -> None:
+    for settings in (settings_of({}), RunSettings(text={"format": {"type": "json_object"}})):
+        with pytest.raises(BackendFailed) as failed:
+            await check_output(settings, answered(answer))
+        assert failed.value.code == "invalid_output"
