@@ -91,7 +91,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer with an error and hang up; without one when another answer is being written."""
-        if self._is_idle():
+        if self._is_idle() or not (self.pipeline or self.cycle.response_started):
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # whatever the application would still say
             body = msgspec.json.encode(InvalidRequest(message, code=code).body())
             headers = [
                 *self.server_state.default_headers,

@@ -88,7 +88,8 @@ class ResponsesApi:
         if run.failure is not None:
             return error_response(run.failure)
         if run.state.ended is None:
-            parked = StateroomError("The server is shutting down; the response goes on when it is up again.")
+            message = "The server is shutting down; the response goes on when it is up again."
+            parked = StateroomError(message, code="server_stopping")
             parked.status = 503
             return error_response(parked)
         return Json(render_response(run.view()))
@@ -128,6 +129,10 @@ class ResponsesApi:
 
     async def fork(self, request: Request) -> Response:
         asked = decode_fork(await read_body(request, self._body_bytes), self._bounds)
+        if asked.after_item_id or asked.response_id:
+            message = "A response is forked at its own end: only `metadata` can be given. Fork a conversation instead."
+            param = "after_item_id" if asked.after_item_id else "response_id"
+            raise InvalidRequest(message, code="unsupported_parameter", param=param)
         forked = await self._conversations.fork_chain(
             principal(request).project, request.path_params["response_id"], asked.metadata or {}
         )
