@@ -8,7 +8,7 @@ PYTEST_OPTIONS ?= -n 2
 ROUNDS         ?= 300
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format crash bench clean
+.PHONY: help demo test search lint format crash bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,10 @@ demo: $(VENV)/.demo ## See it: a conversation, kill -9 in mid-answer, the same s
 
 test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+search: $(VENV)/.dev ## Look for new counterexamples: the property tests with other, and more, examples
+	@EXAMPLES=2000 API_MACHINE_EXAMPLES=200 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not embedded" \
+	  --hypothesis-profile=search tests/unit tests/simulation/test_api_machine.py
 
 lint: $(VENV)/.dev ## Style, types and layers
 	@$(BIN)/ruff check

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 
 from stateroom.testing.process import ServerProcess
 from tests.acceptance.modelhost import ModelHost, Seen
+
+# The same examples in every run, so that a change is judged by what it changed; `make search` looks for new ones.
+settings.register_profile("fixed", derandomize=True, print_blob=True)
+settings.register_profile("search", derandomize=False, print_blob=True)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(scope="session")

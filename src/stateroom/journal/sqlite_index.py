@@ -100,11 +100,10 @@ class IndexWriter:
                     if not now:
                         self._do("drop_run", (number,))
                 case EndRun():
-                    if not now:
-                        self._find_end(branch, project, change.start)
+                    self._find_end(branch, project, change.start)
         if old.kind in _CONVERSATION_KINDS:
             self._derive_conversation(branch, project)
-        else:
+        elif old.kind != Kind.RUN_ENDED:
             self.apply(branch, project, number, now)
 
     def rebuild(self, reader: apsw.Cursor) -> None:

@@ -14,9 +14,17 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-_ANSWER: Final = re.compile(r'\s*(?:`{3}(?:json)?\s*)?\{\s*"answer"\s*:\s*')
-_CALL: Final = re.compile(r'\s*(?:`{3}(?:json)?\s*)?\{\s*"tool"\s*:')
-_BEGINNING: Final = re.compile(r'\s*(?:`{1,3}(?:j(?:so?)?|json)?\s*)?(?:\{\s*(?:"(?:[a-z]{0,6}(?:"\s*(?::\s*)?)?)?)?)?')
+from stateroom.errors import BackendFailed
+
+HELD_MAX: Final = 4 * 1024 * 1024
+"""Characters of a reply that are kept until a call is whole."""
+
+BEGINNING_MAX: Final = 1_000
+"""Characters in which a reply must have shown what it is."""
+
+_ANSWER: Final = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"answer"\s*:\s*')
+_CALL: Final = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"tool"\s*:')
+_BEGINNING: Final = re.compile(r'(?:`{1,3}(?:j(?:so?)?|json)?\s*)?(?:\{\s*(?:"(?:[a-z]{0,6}(?:"\s*(?::\s*)?)?)?)?)?')
 """What may still become either of them."""
 _PIECES: Final = re.compile(r'(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*')
 _CUT_ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
@@ -42,11 +50,18 @@ class ReplyReader:
         self._mode: Literal["begin", "text", "json", "call", "plain", "end"] = "begin"
         self._held = ""
         """What has come and is not yet read."""
+        self._kept: list[str] = []
+        """The same, of what is read only when it is whole."""
+        self._size = 0
+        """Characters that came to nothing so far."""
         self._depth = 0
         self._quoted = False
 
     def feed(self, text: str) -> str:
-        """The text of the answer that this piece makes known."""
+        """The text of the answer that this piece makes known. Raises BackendFailed when a call gets too long."""
+        if self._mode in ("call", "end") or (self._mode == "plain" and self._answer == "none"):
+            self._keep(text)
+            return ""
         self._held += text
         if self._mode == "begin":
             self._begin()
@@ -62,10 +77,21 @@ class ReplyReader:
                 self._held = ""
         return ""
 
+    def _keep(self, text: str) -> None:
+        if self._mode != "end":
+            self._kept.append(text)
+        self._size += len(text)
+        if self._size > HELD_MAX:
+            message = (
+                f"The model said more than {HELD_MAX} characters that are neither an answer nor a whole tool call."
+            )
+            raise BackendFailed(message, code="tool_call_unreadable")
+
     def end(self) -> tuple[str, Call | None, bool]:
         """At the end of the reply: the text that was still held back, the call, and whether there is either."""
         if self._mode in ("text", "json", "end") or (self._mode == "plain" and self._answer != "none"):
             return "", None, True
+        self._held += "".join(self._kept)
         if not self._held.strip() and self._answer != "none":
             return "", None, True
         value, whole = _first_object(self._held)
@@ -78,6 +104,9 @@ class ReplyReader:
 
     def _begin(self) -> None:
         """Find out what the reply is, once enough of it has come."""
+        self._size += len(self._held)
+        self._held = self._held.lstrip()
+        self._size -= len(self._held)
         if self._answer != "none" and (found := _ANSWER.match(self._held)):
             rest = self._held[found.end() :]
             if not rest:
@@ -89,28 +118,31 @@ class ReplyReader:
             self._held = rest
         elif _CALL.match(self._held):
             self._mode = "call"
-        elif not _BEGINNING.fullmatch(self._held):
+        elif len(self._held) + self._size > BEGINNING_MAX or not _BEGINNING.fullmatch(self._held):
             self._mode = "plain"
 
     def _read_text(self) -> str:
         """Decode as much of a JSON string as is there, up to its closing quote."""
-        said = ""
-        while self._held:
-            found = _PIECES.match(self._held)
+        held, self._held = self._held, ""
+        said: list[str] = []
+        at = 0
+        while at < len(held):
+            found = _PIECES.match(held, at)
             assert found is not None
-            piece, rest = found[0], self._held[found.end() :]
-            if not rest or _CUT_ESCAPE.fullmatch(rest):
+            piece, at = found[0], found.end()
+            if at == len(held) or _CUT_ESCAPE.fullmatch(held, at):
                 if high := _HIGH.search(piece):  # half a character: its other half may come
-                    piece, rest = piece[: high.start(1)], high[1] + rest
-                self._held = rest
-                return said + _decoded(piece)
-            said += _decoded(piece)
-            if rest[0] == '"':
-                self._mode, self._held = "end", ""
-                return said
-            said += rest[0]  # a backslash that begins no escape
-            self._held = rest[1:]
-        return said
+                    piece, self._held = piece[: high.start(1)], high[1]
+                self._held += held[at:]
+                said.append(_decoded(piece))
+                break
+            said.append(_decoded(piece))
+            if held[at] == '"':
+                self._mode = "end"
+                break
+            said.append(held[at])  # a backslash that begins no escape
+            at += 1
+        return "".join(said)
 
     def _read_json(self) -> str:
         """Pass on a JSON value up to its end, which is where it closes or the object around it does."""
@@ -134,21 +166,35 @@ class ReplyReader:
         return said
 
     def _as_call(self, value: Any) -> Call | None:
-        if not isinstance(value, dict) or value.get("tool") not in self._names:
+        name = value.get("tool") if isinstance(value, dict) else None
+        if not isinstance(name, str) or name not in self._names:
             return None
         arguments = value.get("arguments", {})
-        return Call(value["tool"], _encode(arguments).decode()) if isinstance(arguments, dict) else None
+        return Call(name, _as_json(arguments)) if isinstance(arguments, dict) else None
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return _encode(value).decode()
+    except UnicodeEncodeError:
+        return _encode(json.loads(_mended(json.dumps(value, ensure_ascii=False)))).decode()
 
 
 def _escaped(text: str, at: int) -> bool:
-    return (at - len(text[:at].rstrip("\\"))) % 2 == 1
+    before = at
+    while before > 0 and text[before - 1] == "\\":
+        before -= 1
+    return (at - before) % 2 == 1
 
 
 def _decoded(piece: str) -> str:
     """The text of the inside of a JSON string; halves of surrogate pairs become U+FFFD."""
     if "\\" not in piece:
         return piece
-    text: str = json.loads(f'"{piece}"', strict=False)
+    return _mended(json.loads(f'"{piece}"', strict=False))
+
+
+def _mended(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

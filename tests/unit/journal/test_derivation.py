@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -178,7 +179,10 @@ async def play(history: Sequence[Write | Redact], folder: Path) -> None:
         await disk.store.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = int(os.environ.get("EXAMPLES", "60"))
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=steps)
 def test_an_index_derived_anew_answers_as_before_after_any_history(history: Sequence[Write | Redact]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateroom.models.emulated_reply import Call, ReplyReader
+from stateroom.errors import BackendFailed
+from stateroom.models.emulated_reply import HELD_MAX, Call, ReplyReader
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=60)
 JSON = st.recursive(
@@ -104,3 +105,44 @@ def test_text_comes_out_as_soon_as_it_is_known() -> None:
         "b",
         "",
     ]
+
+
+@pytest.mark.parametrize("name", [["f"], {"f": 1}, 5, None, True, "g"])
+def test_a_call_of_nothing_is_no_call(name: Any) -> None:
+    reply = json.dumps({"tool": name, "arguments": {}})
+    assert read(ReplyReader({"f"}, "text"), [reply]) == (reply, None, True)
+    assert read(ReplyReader({"f"}, "none"), [reply]) == ("", None, True)
+
+
+def test_halves_of_characters_in_arguments_are_replaced() -> None:
+    _, call, _ = read(ReplyReader({"f"}, "none"), [r'{"tool": "f", "arguments": {"a": "x\ud800", "\udc00": 1}}'])
+    assert call == Call("f", '{"a":"x\ufffd","\ufffd":1}')
+
+
+@pytest.mark.parametrize("piece", [" ", "\n", "   \t"])
+@pytest.mark.parametrize("beginning", ["", "{", '{"answer"', '{"tool"', "```json"])
+def test_a_model_that_says_nothing_but_blanks_costs_little(beginning: str, piece: str) -> None:
+    """A small one does, where the grammar lets it."""
+    reader = ReplyReader({"f"}, "text")
+    said = reader.feed(beginning) + "".join([reader.feed(piece) for _ in range(50_000)])
+    assert len(said) > 40_000 or beginning == '{"tool"'
+
+
+@pytest.mark.parametrize("beginning", ['{"tool": "f", "arguments": {"a": "', "plain", '{"answer": "done"}'])
+def test_what_comes_to_nothing_is_not_kept_without_end(beginning: str) -> None:
+    reader = ReplyReader({"f"}, "none" if beginning == "plain" else "text")
+    reader.feed(beginning)
+    with pytest.raises(BackendFailed) as failed:
+        for _ in range(HELD_MAX // 100_000 + 1):
+            reader.feed("x" * 100_000)
+    assert failed.value.code == "tool_call_unreadable"
+
+
+@pytest.mark.parametrize("answer", ["text", "json"])
+def test_a_long_answer_in_one_piece_is_read_in_a_moment(answer: Any) -> None:
+    value = ['"quoted"\\'] * 30_000 if answer == "json" else 'a\\"b' * 300_000
+    said, _, whole = read(ReplyReader({"f"}, answer), [json.dumps({"answer": value})])
+    assert whole
+    assert (json.loads(said) if answer == "json" else said) == value
+    broken = ReplyReader({"f"}, "text")
+    assert len(broken.feed('{"answer": "' + r"\q" * 300_000)) == 600_000
