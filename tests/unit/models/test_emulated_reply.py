@@ -132,9 +132,10 @@ def test_a_model_that_says_nothing_but_blanks_costs_little(beginning: str, piece
 def test_what_comes_to_nothing_is_not_kept_without_end(beginning: str) -> None:
     reader = ReplyReader({"f"}, "none" if beginning == "plain" else "text")
     reader.feed(beginning)
+    for _ in range(HELD_MAX // 100_000 - 1):
+        reader.feed("x" * 100_000)
     with pytest.raises(BackendFailed) as failed:
-        for _ in range(HELD_MAX // 100_000 + 1):
-            reader.feed("x" * 100_000)
+        reader.feed("x" * 200_000)
     assert failed.value.code == "tool_call_unreadable"
 
 
