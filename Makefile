@@ -6,12 +6,14 @@ BIN    := $(VENV)/bin
 
 PYTEST_OPTIONS ?= -n 2
 ROUNDS         ?= 300
+SECONDS        ?= 30
+MINUTES        ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test search lint format crash bench clean
+.PHONY: help demo test search fuzz lint format crash soak bench bench-peers clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## See it: a conversation, kill -9 in mid-answer, the same stream resumed, a fork
 	@$(BIN)/python examples/demo.py
@@ -21,7 +23,11 @@ test: $(VENV)/.dev ## Run the whole test suite
 
 search: $(VENV)/.dev ## Look for new counterexamples: the property tests with other, and more, examples
 	@EXAMPLES=2000 API_MACHINE_EXAMPLES=200 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not embedded" \
-	  --hypothesis-profile=search tests/unit tests/simulation/test_api_machine.py
+	  --hypothesis-profile=search tests/unit tests/fuzz tests/simulation/test_api_machine.py tests/acceptance/test_schemathesis.py
+
+fuzz: $(VENV)/.dev ## Give the parsers odd bytes, guided by coverage, SECONDS for each
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet 'atheris>=3'
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(VENV)/.dev ## Style, types and layers
 	@$(BIN)/ruff check
@@ -36,11 +42,17 @@ format: $(VENV)/.dev ## Rewrite the code in its own style
 crash: $(VENV)/.dev ## Kill the server at every interesting point, ROUNDS times
 	@$(BIN)/python -m tests.simulation.crash --rounds $(ROUNDS)
 
+soak: $(VENV)/.dev ## MINUTES of mixed load with faults: does anything grow, stick, or stay behind?
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
 bench: $(VENV)/.dev ## The table of figures
 	@$(BIN)/python -m benchmarks
 
+bench-peers: $(VENV)/.dev ## The same beside OGX and LiteLLM, which it installs into .venv-peers (a gigabyte)
+	@$(BIN)/python -m benchmarks.peers
+
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,4 +1,4 @@
-"""How a client carries a dialogue on: by `previous_response_id`, by `conversation`, or alone to a model server."""
+"""How a client carries a dialogue on: by `previous_response_id`, by `conversation`, or by sending it all each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.wire import Connection
 
-Surface: TypeAlias = Literal["response", "conversation", "direct"]
+Surface: TypeAlias = Literal["response", "conversation", "history", "direct"]
 
 _ID: Final = re.compile(rb'"id": ?"((?:resp|conv)_[^"]+)"')
 _encode = msgspec.json.encode
@@ -56,6 +56,21 @@ class ByConversation:
         return await _post(self._connection, "/v1/responses", request)
 
 
+class ByHistory:
+    """The client keeps the history and sends all of it as the input of each response: for a server without state."""
+
+    def __init__(self, connection: Connection, model: str, stream: bool) -> None:
+        self._connection = connection
+        self._request = {"model": model, "stream": stream}
+        self._history: list[msgspec.Raw] = []
+
+    async def say(self, text: str) -> bytes:
+        self._history.append(_message("user", text))
+        answer = await _post(self._connection, "/v1/responses", {**self._request, "input": self._history})
+        self._history.append(_message("assistant", read(answer).text))
+        return answer
+
+
 class Direct:
     """The client keeps the history and sends all of it to the model server each time."""
 
@@ -73,9 +88,10 @@ class Direct:
         return answer
 
 
-DIALOGUES: Final[dict[Surface, type[ByResponse] | type[ByConversation] | type[Direct]]] = {
+DIALOGUES: Final[dict[Surface, type[ByResponse | ByConversation | ByHistory | Direct]]] = {
     "response": ByResponse,
     "conversation": ByConversation,
+    "history": ByHistory,
     "direct": Direct,
 }
 

@@ -17,12 +17,13 @@ from typing import Final
 import msgspec
 
 from benchmarks.dialogues import DIALOGUES, Dialogue, LoadFailed, Surface, dialogue_bytes, read
-from benchmarks.measure import cpu_seconds
+from benchmarks.measure import family_cpu_seconds
 from benchmarks.model import MODELS
 from benchmarks.texts import USER_CHARACTERS, texts
 from benchmarks.wire import Connection
 
-_DELTA: Final = b"event: response.output_text.delta\n"
+# With its quotes it stands once in an event, whether or not the server also writes `event:` lines.
+_DELTA: Final = b'"response.output_text.delta"'
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -30,9 +31,11 @@ class Order(msgspec.Struct, kw_only=True):
 
     port: int
     pids: list[int]
-    """The processes whose CPU time is asked for."""
+    """The processes whose CPU time is asked for, each with all below it."""
     surface: Surface
     model: str
+    prefix: str = ""
+    """What the server puts before the model's name."""
     turns: int
     """All workers together."""
     workers: int = 1
@@ -154,11 +157,11 @@ class Load:
         self._outcome.samples.append(Sample(self._outcome.turns, time.perf_counter(), self._clocks(), prompt))
 
     def _clocks(self) -> list[float]:
-        return [cpu_seconds(pid) for pid in self._order.pids]
+        return [family_cpu_seconds(pid) for pid in self._order.pids]
 
     def _dialogue(self, worker: int) -> Dialogue:
         order = self._order
-        return DIALOGUES[order.surface](self._connections[worker], order.model, order.stream)
+        return DIALOGUES[order.surface](self._connections[worker], order.prefix + order.model, order.stream)
 
 
 async def _serve() -> None:

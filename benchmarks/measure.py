@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,13 +25,33 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    below: list[int] = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            below += [each for child in children.read_text().split() for each in family(int(child))]
+    return [pid, *below]
+
+
+def family_cpu_seconds(pid: int) -> float:
+    """CPU time of a process and of all below it, also of those that have ended (these to the tick)."""
+    total = 0.0
+    for each in family(pid):
+        with suppress(OSError):  # it has ended meanwhile: its parent tells its time from now on
+            ended = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[13:15]
+            total += cpu_seconds(each) + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    own = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    below = children.read_text().split() if children.exists() else []
-    return own + sum(resident_bytes(int(child)) for child in below)
+    """Resident memory of a process and of all below it."""
+    total = 0
+    for each in family(pid):
+        with suppress(OSError):  # it has ended meanwhile
+            status = Path(f"/proc/{each}/status").read_text()
+            total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+    return total
 
 
 def disk_bytes(folder: Path) -> int:

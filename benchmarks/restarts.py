@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -17,6 +17,13 @@ from benchmarks.processes import Server
 
 DELTAS_BEFORE_THE_KILL: Final = 20
 _TIMEOUT: Final = 30.0
+
+
+class Listening(Protocol):
+    """A server, ours or another."""
+
+    port: int
+    began: float
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -37,9 +44,9 @@ class Event(msgspec.Struct, frozen=True):
     at: float = 0.0
 
 
-def first_answer_seconds(server: Server) -> float:
+def first_answer_seconds(server: Listening, prefix: str = "") -> float:
     """From the start of the process until a response is there, asked for as soon as the server listens."""
-    answer = _ask(server, "POST", "/v1/responses", {"model": model.SHORT, "input": "Are you there?"})
+    answer = _ask(server, "POST", "/v1/responses", {"model": prefix + model.SHORT, "input": "Are you there?"})
     body = answer.read()
     if b'"completed"' not in body:
         raise LoadFailed(f"the first answer is none: {body[:500]!r}")
@@ -88,7 +95,7 @@ def _events(answer: http.client.HTTPResponse) -> Iterator[Event]:
     raise LoadFailed("a resumed stream ended too early")
 
 
-def _ask(server: Server, method: str, path: str, body: dict[str, object] | None) -> http.client.HTTPResponse:
+def _ask(server: Listening, method: str, path: str, body: dict[str, object] | None) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_TIMEOUT)
     content = None if body is None else msgspec.json.encode(body)
     connection.request(method, path, content, {"content-type": "application/json"})

@@ -17,6 +17,7 @@ from benchmarks.measure import MIB, Cores, disk_bytes, import_seconds, resident_
 from benchmarks.model import MODELS
 from benchmarks.processes import Loader, ModelServer, Server
 from benchmarks.restarts import first_answer_seconds, killed_and_resumed
+from benchmarks.sockets import sockets
 from benchmarks.table import Row, number, spread
 
 TURN_LEVELS: Final = (1, 16, 64)
@@ -38,13 +39,33 @@ class Scale(msgspec.Struct, frozen=True):
     chains: int
     disk_turns: int
     starts: int
+    idle_sockets: int
+    socket_streams: int
 
 
 FULL: Final = Scale(
-    repeats=5, turns=1200, bursts=40, paced=model.PACED, paced_repeats=3, chains=5, disk_turns=1000, starts=5
+    repeats=5,
+    turns=1200,
+    bursts=40,
+    paced=model.PACED,
+    paced_repeats=3,
+    chains=5,
+    disk_turns=1000,
+    starts=5,
+    idle_sockets=2000,
+    socket_streams=64,
 )
 QUICK: Final = Scale(
-    repeats=1, turns=320, bursts=8, paced=model.PACED_BRIEFLY, paced_repeats=1, chains=1, disk_turns=200, starts=1
+    repeats=1,
+    turns=320,
+    bursts=8,
+    paced=model.PACED_BRIEFLY,
+    paced_repeats=1,
+    chains=1,
+    disk_turns=200,
+    starts=1,
+    idle_sockets=200,
+    socket_streams=8,
 )
 
 
@@ -254,7 +275,7 @@ def start(bench: Bench) -> Iterator[Row]:
         values=answered,
         beside=f"ready after {number(statistics.median(ready))} s; {spread(answered)}",
     )
-    imported = import_seconds("stateroom.cli.serve, stateroom.app", bench.scale.starts)
+    imported = import_seconds("stateroom.cli.serve, stateroom.serving", bench.scale.starts)
     yield Row(group="Start", figure="import", unit="ms", value=imported * 1000)
     yield Row(
         group="Memory",
@@ -299,6 +320,7 @@ SCENARIOS: Final[dict[str, Callable[[Bench], Iterator[Row]]]] = {
     "disk": disk,
     "start": start,
     "kill": kill,
+    "sockets": sockets,
 }
 
 __all__ = ["FULL", "QUICK", "SCENARIOS", "Bench", "LoadFailed", "Scale"]

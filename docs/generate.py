@@ -1,4 +1,6 @@
-"""Writes docs/reference/settings.md, limits.md and cli.md from the source; a test holds the pages against it.
+"""Writes docs/reference/settings.md, limits.md, cli.md and api.md from the source; a test holds the pages against it.
+
+The other way round, the list of error codes in the OpenAPI document is made from docs/reference/extensions.md.
 
 python docs/generate.py
 """
@@ -6,6 +8,7 @@ python docs/generate.py
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from typing import Any
 from typer.main import get_command
 
 from stateroom.cli.main import program
+from stateroom.telemetry.exposition import METRICS
+from stateroom.wire.openapi.document import surfaces
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src/stateroom/settings.py"
@@ -50,10 +55,53 @@ columns with tabs in between. `NO_COLOR` is heeded.
 This page is made from the source by `docs/generate.py`.
 """
 
+API_HEAD = """# API
+
+What the server answers to, as in the document that it gives at `/openapi.json` and shows at `/docs`. A star marks what
+OpenAI's API does not have; see [extensions](extensions.md), also for the parameters that are honoured, refused or
+ignored. `/v1/responses` also speaks [WebSocket](../how-to/websocket.md).
+
+This page is made from the source by `docs/generate.py`.
+"""
+
+CODES_HEAD = '''"""The stable error codes by what they are about, with their HTTP status.
+
+Made by docs/generate.py from docs/reference/extensions.md: edit the table there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CODES: Final[dict[str, dict[str, str]]] = {
+'''
+
+METRICS_HEAD = """# Metrics
+
+`GET /metrics` shows these, in the text format of Prometheus or as OpenMetrics, whichever the scraper prefers. Where
+there are access keys it needs one with the scope `admin`. [Observe](../how-to/observe.md) has queries over them.
+
+A histogram `NAME` has the series `NAME_bucket`, `NAME_count` and `NAME_sum`; its buckets reach from 5 ms to 10 minutes,
+those of the journal from 0.1 ms to 5 s. Beside these there are `process_resident_memory_bytes`,
+`process_cpu_seconds_total`, `process_open_fds` and the like, on Linux.
+
+Labels hold fixed words, routes as templates, the names of backends, and the model names that backends gave. Never a
+project, a key, an id, or anything that a client wrote. A metric has at most 512 combinations of labels; what comes
+beyond is counted under `other`.
+
+Counters begin at 0 with each start of the server.
+
+This page is made from the source by `docs/generate.py`.
+"""
+
 TITLES = {
     "Settings": "## The server",
     "BackendSettings": "## `[[backends]]`",
+    "ProjectSettings": "## `[project]`",
+    "RetentionSettings": "## `[project.retention]`",
     "EmbeddedSettings": "## `[embedded]`",
+    "EmbeddingsSettings": "## `[embeddings]`",
+    "TelemetrySettings": "## `[telemetry]`",
     "Limits": "## `[limits]`",
 }
 
@@ -61,14 +109,58 @@ TITLES = {
 def pages() -> dict[str, str]:
     """The pages by their path below the repository's root."""
     classes = {node.name: node for node in ast.parse(SOURCE.read_text()).body if isinstance(node, ast.ClassDef)}
-    order = ("Settings", "BackendSettings", "EmbeddedSettings")
+    order = (
+        "Settings",
+        "BackendSettings",
+        "ProjectSettings",
+        "RetentionSettings",
+        "EmbeddedSettings",
+        "EmbeddingsSettings",
+        "TelemetrySettings",
+    )
     sections = [f"{TITLES[name]}\n\n{_about(classes[name])}\n\n{_table(classes[name])}" for name in order]
     limits = "## `[limits]`\n\nSee [limits](limits.md)."
     return {
         "docs/reference/settings.md": "\n".join([SETTINGS_HEAD, *[f"{part}\n" for part in sections], limits, ""]),
         "docs/reference/limits.md": f"{LIMITS_HEAD}\n{_table(classes['Limits'])}\n",
+        "docs/reference/api.md": f"{API_HEAD}\n{_operations()}",
+        "src/stateroom/wire/openapi/codes.py": f"{CODES_HEAD}{_codes()}}}\n",
+        "docs/reference/metrics.md": f"{METRICS_HEAD}\n{_metrics()}",
         "docs/reference/cli.md": f"{CLI_HEAD}\n" + "\n".join(_commands(get_command(program()), "stateroom")),
     }
+
+
+def _metrics() -> str:
+    rows = ["| metric | type | labels | |", "| --- | --- | --- | --- |"]
+    for each in METRICS:
+        name = f"{each.name}_total" if each.type == "counter" else each.name
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{name}` | {each.type} | {labels} | {each.help} |")
+    return "\n".join([*rows, ""])
+
+
+def _operations() -> str:
+    sections = []
+    for surface in surfaces():
+        rows = ["| | | |", "| --- | --- | --- |"]
+        for each in surface.operations:
+            star = " \\*" if each.extension else ""
+            rows.append(f"| `{each.method}` | `{each.path}` | {each.summary}{star} |")
+        sections.append("\n".join([f"## {surface.name}", "", surface.about, "", *rows, ""]))
+    return "\n".join(sections)
+
+
+def _codes() -> str:
+    """The error codes of the tables in the reference, as the entries of a dict."""
+    page = (ROOT / "docs/reference/extensions.md").read_text()
+    lines = []
+    for section in page[page.index("## Error codes") :].split("\n### ")[1:]:
+        lines.append(f'    "{section.splitlines()[0]}": {{')
+        for row in re.findall(r"^\| (`.*?) \| ([^|]*) \|", section, re.MULTILINE):
+            status = row[1] if re.fullmatch(r"[0-9, ]+", row[1]) else "4xx" if "4xx" in row[1] else ""
+            lines += [f'        "{code}": "{status}",' for code in re.findall(r"`([a-z_0-9]+)`", row[0])]
+        lines.append("    },")
+    return "\n".join(lines) + "\n"
 
 
 def _commands(command: Any, name: str) -> Iterator[str]:
@@ -107,7 +199,7 @@ def _table(node: ast.ClassDef) -> str:
         about = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             about = " ".join(str(following.value.value).split()).replace("|", "\\|")
-        if field.target.id in ("limits", "embedded"):
+        if field.target.id in ("limits", "project", "projects", "retention", "embedded", "embeddings", "telemetry"):
             continue
         default = _plain(ast.unparse(field.value)) if field.value is not None else "required"
         choices = _choices(field.annotation)

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from hypothesis import settings
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI
 
 from stateroom.testing.process import ServerProcess
+from tests.acceptance.contract import hold_answer, hold_async_answer
 from tests.acceptance.modelhost import ModelHost, Seen
 
 # The same examples in every run, so that a change is judged by what it changed; `make search` looks for new ones.
@@ -42,11 +43,13 @@ def seen(model_host: ModelHost) -> Seen:
 
 @pytest.fixture
 def client(url: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30) as client:
+    checked = DefaultHttpxClient(base_url=url, event_hooks={"response": [hold_answer]})
+    with OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30, http_client=checked) as client:
         yield client
 
 
 @pytest.fixture
 async def async_client(url: str) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30) as client:
+    checked = DefaultAsyncHttpxClient(base_url=url, event_hooks={"response": [hold_async_answer]})
+    async with AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=30, http_client=checked) as client:
         yield client

@@ -4,78 +4,106 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
-import math
 import os
-import signal
-import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import msgspec
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stateroom import ids
-from stateroom.access.outbound import OutboundGuard
-from stateroom.access.principal import Principal
+from stateroom.access import keys as access_keys
+from stateroom.access.addresses import is_loopback
+from stateroom.access.keys import KeyRing, open_keys
+from stateroom.access.outbound import FILE_CODES, OutboundGuard
+from stateroom.access.rates import Allowance, Rates
 from stateroom.access.sealing import Sealer, load_key
-from stateroom.api.connection import BoundedHttp
+from stateroom.api.batch_lines import Handler, LineAnswers
+from stateroom.api.batches import BatchesApi
+from stateroom.api.chat import ChatApi
+from stateroom.api.chat_surface import ChatSurface
+from stateroom.api.compaction import CompactionApi
+from stateroom.api.completions import CompletionsApi
 from stateroom.api.conversations import ConversationsApi
-from stateroom.api.http import Edge, answer_error, answer_http_exception, answer_unexpected
+from stateroom.api.direct import Direct
+from stateroom.api.edge import Edge
+from stateroom.api.embeddings import EmbeddingsApi
+from stateroom.api.export import ExportApi
+from stateroom.api.files import FilesApi
+from stateroom.api.gate import Gate
+from stateroom.api.http import answer_error, answer_http_exception, answer_unexpected
+from stateroom.api.metrics import MetricsApi
 from stateroom.api.models import ModelsApi
+from stateroom.api.observed import Observed
+from stateroom.api.openapi import PUBLIC, OpenApi
 from stateroom.api.responses import ResponsesApi
+from stateroom.api.run_events import RunEventsApi
+from stateroom.api.sockets import Sockets
 from stateroom.api.surface import ResponsesSurface
+from stateroom.api.uploads import UploadsApi
+from stateroom.api.webhooks import WebhooksApi
 from stateroom.blobs.directory import open_directory
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.clock import SystemClock
-from stateroom.errors import StateroomError, StorageError
+from stateroom.errors import StateroomError
+from stateroom.journal.layout import BLOBS, JOURNAL, SECRET
 from stateroom.journal.lock import lock_directory
 from stateroom.journal.memory import MemoryJournal
 from stateroom.journal.sqlite import SqliteJournal, open_sqlite
 from stateroom.models.backend import Backend
-from stateroom.models.chat import ChatBackend
+from stateroom.models.dialects import server_backend
+from stateroom.models.embedding_models import EmbeddingModels, Source
+from stateroom.models.embeddings import Embedder, OpenAIEmbedder
 from stateroom.models.emulation import ToolEmulation
 from stateroom.models.router import Router
+from stateroom.runtime.batch_places import Places
+from stateroom.runtime.batch_state import COLLECTION as BATCHES
+from stateroom.runtime.batch_state import Batch, BatchParts
+from stateroom.runtime.batches import Batches
 from stateroom.runtime.branches import Branches
+from stateroom.runtime.chat_completions import ChatCompletions
+from stateroom.runtime.compaction import Compactor
+from stateroom.runtime.compactions import Compactions
+from stateroom.runtime.completions import Completer
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.dispatch import LocalDispatcher
+from stateroom.runtime.documents import Documents
 from stateroom.runtime.erasure import Erasure
+from stateroom.runtime.export import Exporter
+from stateroom.runtime.file_inputs import FileInputs
+from stateroom.runtime.files import Files
 from stateroom.runtime.generate import Generator
+from stateroom.runtime.idempotency import Idempotency
+from stateroom.runtime.import_ import Importer
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.leases import LeaseKeeper
+from stateroom.runtime.local import LocalMemory
+from stateroom.runtime.records import Records
+from stateroom.runtime.retention import Retention
 from stateroom.runtime.runs import Runs
+from stateroom.runtime.uploads import Uploads
+from stateroom.runtime.watch import RunWatch
+from stateroom.runtime.webhooks import Webhooks
 from stateroom.runtime.worker import Worker
 from stateroom.runtime.writer import Flusher
-from stateroom.settings import BackendSettings, Settings
-from stateroom.telemetry import start_logging
+from stateroom.settings import BackendSettings, ProjectSettings, Settings
+from stateroom.telemetry.exposition import Exposition
+from stateroom.telemetry.instruments import Instruments
+from stateroom.telemetry.logs import AccessLog
+from stateroom.telemetry.spans import Tracer
+from stateroom.telemetry.tracing import start_tracing
 from stateroom.tools.tool import Tool
+from stateroom.wire.embeddings import EmbeddingBounds
 from stateroom.wire.requests import Bounds
 
 log = logging.getLogger("stateroom.app")
 
-JOURNAL = "journal.db"
 BACKENDS_SECONDS = 2.0
 """How long a start waits to hear what the backends serve: one that is silent must not keep the server from serving."""
-FLUSH_SECONDS = 1.0
-"""How long clients have to take in the end of their answers when the server stops."""
-
-FENCED_EXIT = 4
-"""Exit status of a server whose data directory another one has taken over."""
-
-
-class ServerInfo(msgspec.Struct, frozen=True):
-    """What a started server says of itself."""
-
-    url: str
-    data: str
-    models: list[str]
-    durability: str
-    embedded: bool
 
 
 class Application:
@@ -88,6 +116,7 @@ class Application:
         tools: Sequence[Tool] = (),
         progress: Callable[[str], None] | None = None,
         wrap_journal: Callable[[SqliteJournal], SqliteJournal] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Builds everything. The data directory is taken and the journal opened here, before any loop runs.
 
@@ -98,43 +127,77 @@ class Application:
         data = Path(settings.data)
         clock = SystemClock()
         self.stopping = asyncio.Event()
+        self.hurrying = asyncio.Event()
+        """Runs are not waited for any longer when the server stops."""
         self.fenced = False
+        instruments = self.instruments = Instruments(tracer or start_tracing(settings.telemetry, os.environ))
 
         self._lock = lock_directory(data)
         try:
             self.journal: SqliteJournal = open_sqlite(data / JOURNAL, durability=settings.durability, clock=clock)
             if wrap_journal is not None:
                 self.journal = wrap_journal(self.journal)
-            self.blobs = open_directory(data / "blobs", durability=settings.durability)
-            sealer = Sealer(load_key(data / "secret.key"))
+            self.blobs = open_directory(data / BLOBS, durability=settings.durability)
+            sealer = Sealer(load_key(data / SECRET))
+            self.keys = KeyRing(open_keys(data / access_keys.FILE, clock=clock))
         except BaseException:
             self._lock.release()
             raise
 
-        self.backends = build_backends(settings, progress)
+        self.backends = build_backends(settings, progress, instruments)
         self.router = Router(
             self.backends, default_model=settings.default_model, unknown_models=settings.unknown_models
         )
+        self.embeddings = build_embeddings(settings, self.router, instruments)
+        self.completer = Completer(self.router, limits)
         guard = OutboundGuard(
             allow_private=settings.allow_private_addresses,
             bytes_max=limits.image_bytes,
             timeout_seconds=limits.image_timeout_seconds,
         )
+        self.rates = Rates(clock, of_project=self._allowance, of_key=self.keys.allowance)
         ephemeral = MemoryJournal(clock=clock)
         self.branches = Branches(
             self.journal,
-            Flusher(),
+            Flusher(instruments=instruments),
             clock,
             memory_bytes=limits.cached_context_bytes,
             holder=ids.new_id("holder"),
             on_fenced=self._on_fenced,
         )
-        held = HeldBlobs(self.blobs)
-        inputs = Inputs(self.journal, self.journal, self.blobs, held, guard, sealer, limits)
+        self.local = LocalMemory(
+            bytes_max=limits.cached_context_bytes, connection_bytes_max=limits.socket_context_bytes
+        )
+        self.branches.on_erase.append(self.local.erase)
+        held = self.held_blobs = HeldBlobs(self.blobs)
+        self.records = Records(self.journal, self.journal, self.blobs, held, clock)
+        self.files = Files(self.records, self.blobs, held, bytes_max=limits.file_bytes)
+        self.uploads = Uploads(self.records, self.files, self.blobs)
+        self.exporter = Exporter(
+            self.journal, self.journal, self.blobs, self.files, sealer, history_bytes=limits.export_history_bytes
+        )
+        self.importer = Importer(
+            self.journal,
+            self.journal,
+            blobs=self.blobs,
+            held=held,
+            records=self.records,
+            sealer=sealer,
+            clock=clock,
+            limits=limits,
+        )
+        file_guard = OutboundGuard(
+            allow_private=settings.allow_private_addresses,
+            bytes_max=limits.file_input_bytes,
+            timeout_seconds=limits.file_seconds,
+            codes=FILE_CODES,
+        )
+        file_inputs = FileInputs(self.files, Documents(limits), self.blobs, held, file_guard, limits)
+        inputs = Inputs(self.journal, self.journal, self.blobs, held, guard, sealer, limits, file_inputs)
         self.erasure = Erasure(self.journal, self.journal, self.blobs, held, self.branches, clock)
         generator = Generator(self.router, self.blobs, sealer, limits, clock)
         hosted = {tool.type: tool for tool in tools}
-        surface = ResponsesSurface(hosted)
+        surface, chat = ResponsesSurface(hosted), ChatSurface(hosted)
         self.runs = Runs(
             journal=self.journal,
             ephemeral=ephemeral,
@@ -144,15 +207,34 @@ class Application:
             erasure=self.erasure,
             generator=generator,
             router=self.router,
-            surfaces={surface.name: surface},
+            surfaces={surface.name: surface, chat.name: chat},
             limits=limits,
+            rates=self.rates,
         )
-        worker = Worker(generator, hosted, limits)
+        compactor = Compactor(generator, self.router, sealer, clock)
+        self.retention = Retention(
+            self.journal,
+            self.journal,
+            records=self.records,
+            erasure=self.erasure,
+            branches=self.branches,
+            clock=clock,
+            of_project=lambda project: self._project(project).retention,
+        )
+        self.webhooks = Webhooks(self.records, guard, sealer, clock)
+        worker = Worker(generator, compactor, hosted, limits, self.runs.steering, self.webhooks, instruments)
         self.dispatcher = self.runs.dispatcher = LocalDispatcher(
-            worker, runs_max=limits.runs, waiting_max=limits.waiting_runs, on_done=self.runs.ended
+            worker,
+            runs_max=limits.runs,
+            waiting_max=limits.waiting_runs,
+            on_done=self.runs.ended,
+            watch=RunWatch(instruments, clock),
         )
         self.leases = LeaseKeeper(self.journal, self.runs, self._on_fenced)
         self.conversations = Conversations(self.journal, self.branches, self.runs, inputs, self.erasure)
+        self.chat = ChatCompletions(self.journal, self.branches, self.runs, inputs, self.records)
+        self.compactions = Compactions(self.runs, compactor, self.rates, clock)
+        self.idempotency = Idempotency(self.records)
         self.asgi: ASGIApp = self._routes()
 
     def _routes(self) -> ASGIApp:
@@ -164,53 +246,146 @@ class Application:
             content_parts=limits.content_parts,
             item_bytes=limits.item_bytes,
         )
-        models = ModelsApi(self.router, self._why_unready)
+        models = ModelsApi(self.router, self.embeddings, self._why_unready)
+        embedding_bounds = EmbeddingBounds(limits.embedding_inputs, limits.embedding_input_bytes, limits.depth)
+        completions = CompletionsApi(
+            self.completer,
+            self.rates,
+            SystemClock(),
+            choices_max=limits.completion_choices,
+            depth=limits.depth,
+            body_bytes=limits.body_bytes,
+        )
+        responses = ResponsesApi(self.runs, self.conversations, self.idempotency, bounds, limits.body_bytes)
+        chat = ChatApi(self.runs, self.chat, self.idempotency, SystemClock(), bounds, limits.body_bytes)
+        embeddings = EmbeddingsApi(self.embeddings, self.rates, embedding_bounds, limits.body_bytes)
+        self.batches = self._batches(
+            {
+                "/v1/responses": responses.create,
+                "/v1/chat/completions": chat.create,
+                "/v1/embeddings": embeddings.create,
+                "/v1/completions": completions.create,
+            }
+        )
         v1 = [
-            *ResponsesApi(self.runs, self.conversations, bounds, limits.body_bytes).routes(),
-            *ConversationsApi(self.conversations, bounds, limits.body_bytes).routes(),
+            *ExportApi(self.exporter, self.importer, self.journal, self.idempotency, limits.import_bytes).routes(),
+            *CompactionApi(self.compactions, bounds, limits.body_bytes).routes(),
+            *responses.routes(),
+            *RunEventsApi(self.runs).routes(),
+            *ConversationsApi(self.conversations, self.idempotency, bounds, limits.body_bytes).routes(),
+            *chat.routes(),
+            *completions.routes(),
+            *embeddings.routes(),
+            *BatchesApi(self.batches, self.idempotency).routes(),
+            *FilesApi(self.files, self.idempotency).routes(),
+            *UploadsApi(self.uploads, self.files, self.idempotency, limits).routes(),
+            *WebhooksApi(self.webhooks, self.idempotency).routes(),
             *models.routes(),
         ]
         starlette = Starlette(
-            routes=[Mount("/v1", routes=v1), *models.health_routes()],
+            routes=[
+                Mount("/v1", routes=v1),
+                *models.health_routes(),
+                *MetricsApi(self._exposition().render).routes(),
+                *OpenApi().routes(),
+            ],
             exception_handlers={
                 StateroomError: answer_error,
                 HTTPException: answer_http_exception,
                 Exception: answer_unexpected,
             },
         )
+        self.routes = starlette.routes
+        """All of them, for whoever checks or describes them."""
+        self.gate = Gate(
+            self.keys,
+            self.rates,
+            demands_key=not is_loopback(self.settings.host),
+            public=frozenset({"/health", "/ready"}) | PUBLIC,
+            reading=frozenset({"/v1/responses/input_tokens"}),
+            admin=("/metrics",),
+        )
+        self.sockets = Sockets(
+            self.runs, self.local, self.gate, bounds, body_bytes=limits.body_bytes, seconds=limits.socket_seconds
+        )
 
-        async def with_principal(scope: Scope, receive: Receive, send: Send) -> None:
-            scope["stateroom.principal"] = Principal()
-            await starlette(scope, receive, send)
+        direct = Direct(starlette)
 
-        return Edge(with_principal, loopback_only=True)
+        def by_kind(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            return (self.sockets if scope["type"] == "websocket" else direct)(scope, receive, send)
+
+        edge = Edge(by_kind, self.gate, cors_origins=self.settings.cors_origins)
+        access_log = AccessLog(self.settings.access_log, self.settings.log_level, self.settings.log_format)
+        return Observed(edge, self.instruments, self.routes, access_log)
+
+    def _exposition(self) -> Exposition:
+        gauges: dict[str, Callable[[], float]] = {
+            "stateroom_sockets_active": lambda: self.sockets.count,
+            "stateroom_runs_active": lambda: self.dispatcher.count - self.dispatcher.waiting,
+            "stateroom_runs_waiting": lambda: self.dispatcher.waiting,
+            "stateroom_journal_waiting": lambda: self.journal.waiting,
+            "stateroom_context_bytes": lambda: self.branches.size,
+            "stateroom_webhooks_pending": lambda: self.webhooks.pending,
+            "stateroom_batches_active": lambda: self.batches.count,
+        }
+        return Exposition(self.instruments, self.journal.meter, gauges, version("stateroom"))
+
+    def _batches(self, handlers: Mapping[str, Handler]) -> Batches:
+        return Batches(
+            BatchParts(
+                batches=self.records.collection(BATCHES, Batch),
+                files=self.files,
+                blobs=self.blobs,
+                held=self.held_blobs,
+                clock=SystemClock(),
+                webhooks=self.webhooks,
+                rates=self.rates,
+                limits=self.settings.limits,
+                places=Places(self.settings.limits.batch_concurrency, lambda: self.dispatcher.count),
+                answering=LineAnswers(handlers, self.runs, self.idempotency),
+            )
+        )
+
+    def _project(self, name: str) -> ProjectSettings:
+        return self.settings.projects.get(name, self.settings.project)
+
+    def _allowance(self, project: str) -> Allowance:
+        held = self._project(project)
+        return Allowance(held.requests_per_minute, held.tokens_per_minute, held.runs)
 
     async def start(self) -> None:
         """Ask the backends what they serve, and take up every run that was left open."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.router.refresh(), BACKENDS_SECONDS)
+        await self.webhooks.start()
         recovered = await self.runs.recover()
+        await self.batches.start()
         self.leases.start()
-        self.dispatcher.at(0.0, self._sweep)
+        self.dispatcher.at(0.0, self.retention.run)
         if recovered:
             log.info("runs.recovered count=%d", recovered)
 
     async def stop(self) -> int:
         """Finish what runs within the bound, park the rest, close everything; returns how many were parked."""
+        self.sockets.stop()
+        self.batches.stop()
         # A server that was fenced can end nothing that it has begun: whoever took over does.
-        parked = await self.dispatcher.close(0.0 if self.fenced else self.settings.shutdown_seconds)
+        seconds = 0.0 if self.fenced else self.settings.shutdown_seconds
+        parked, _ = await asyncio.gather(
+            self.dispatcher.close(seconds, self.hurrying), self.completer.close(seconds, self.hurrying)
+        )
+        await self.batches.close()
+        await self.webhooks.close()
         await self.leases.close()
         for backend in self.backends:
             await backend.close()
+        await self.embeddings.close()
         await self.journal.close()
+        if self.instruments.tracer is not None:
+            await asyncio.to_thread(self.instruments.tracer.close)
+        self.keys.close()
         self._lock.release()
         return parked
-
-    async def _sweep(self) -> None:
-        try:
-            await self.erasure.sweep()
-        except StorageError as error:
-            log.warning("blobs.not_swept code=%s they are swept at the next start", error.code)
 
     def _why_unready(self) -> str:
         if self.fenced:
@@ -224,144 +399,46 @@ class Application:
             self.stopping.set()
 
 
-def build_backends(settings: Settings, progress: Callable[[str], None] | None) -> list[Backend]:
+def build_backends(
+    settings: Settings, progress: Callable[[str], None] | None, instruments: Instruments | None = None
+) -> list[Backend]:
     """The configured model servers, or the embedded engine when there are none."""
     if not settings.backends:
         from stateroom.models.embedded import EmbeddedBackend  # lazy: only a server without backends needs it
 
-        embedded = EmbeddedBackend(settings.embedded, progress=progress)
+        embedded = EmbeddedBackend(settings.embedded, progress=progress, instruments=instruments)
         embedded.start()  # it loads in the background, while the rest starts
         return [embedded]
-    return [_build_backend(each) for each in settings.backends]
+    return [_build_backend(each, instruments) for each in settings.backends]
 
 
-def _build_backend(settings: BackendSettings) -> Backend:
+def build_embeddings(settings: Settings, router: Router, instruments: Instruments | None = None) -> EmbeddingModels:
+    """The server for embeddings, what the backends make of them, and the embedded model. None of them is started."""
+    sources: list[Source] = []
+    own = settings.embeddings
+    if own.url:
+        server = BackendSettings(url=own.url, name="embeddings", key_env=own.key_env, models=own.models)
+        sources.append(Source(_build_embedder(server, instruments), own.models))
+    backends: dict[str, Embedder] = {}
+    for each in settings.backends:
+        embedder = _build_embedder(each, instruments)
+        backends.setdefault(embedder.name, embedder)
+        if each.embedding_models:
+            sources.append(Source(embedder, each.embedding_models))
+    if own.embedded:
+        from stateroom.models.embedded_minilm import EmbeddedEmbedder  # lazy: only a server that offers it needs it
+
+        sources.append(Source(EmbeddedEmbedder(settings.embedded)))
+    return EmbeddingModels(
+        sources, router, backends, default_model=own.default_model, unknown_models=settings.unknown_models
+    )
+
+
+def _build_embedder(settings: BackendSettings, instruments: Instruments | None) -> Embedder:
+    return OpenAIEmbedder(settings, os.environ.get(settings.key_env) if settings.key_env else None, instruments)
+
+
+def _build_backend(settings: BackendSettings, instruments: Instruments | None) -> Backend:
     key = os.environ.get(settings.key_env) if settings.key_env else None
-    backend: Backend = ChatBackend(settings, key)
+    backend = server_backend(settings, key, instruments)
     return ToolEmulation(backend) if settings.tools == "emulate" else backend
-
-
-async def serve(
-    settings: Settings,
-    on_ready: Callable[[ServerInfo], None],
-    on_progress: Callable[[str], None],
-    *,
-    tools: Sequence[Tool] = (),
-    wrap_journal: Callable[[SqliteJournal], SqliteJournal] | None = None,
-) -> int:
-    """Run the server until SIGTERM or SIGINT; returns its exit status.
-
-    Raises OSError when the address cannot be bound, DirectoryInUse, JournalDamaged, JournalNewer.
-    """
-    start_logging(settings.log_level, settings.log_format)
-    listening = bind(settings.host, settings.port)
-    try:
-        application = Application(settings, tools=tools, progress=on_progress, wrap_journal=wrap_journal)
-    except BaseException:
-        listening.close()
-        raise
-    server = _server(application)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, application.stopping.set)
-    await application.start()
-    serving = loop.create_task(server.serve(sockets=[listening]))
-    listens = loop.create_task(server.listens.wait())
-    await asyncio.wait((serving, listens), return_when=asyncio.FIRST_COMPLETED)
-    on_ready(await describe(application, listening))
-    _settle_memory()
-    stopping = loop.create_task(application.stopping.wait())
-    await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
-    if application.dispatcher.count and not application.fenced:
-        seconds = settings.shutdown_seconds
-        log.info(
-            "server.stopping runs=%d they have %g s to end, else they go on at the next start",
-            application.dispatcher.count,
-            seconds,
-        )
-    server.should_exit = True
-    listening.close()
-    parked = await application.stop()
-    if parked:
-        log.info("runs.parked count=%d they go on at the next start", parked)
-    await asyncio.wait((serving,), timeout=FLUSH_SECONDS)
-    server.hang_up()
-    await serving
-    stopping.cancel()
-    return FENCED_EXIT if application.fenced else 0
-
-
-def _settle_memory() -> None:
-    """What was built at the start lives as long as the process: the collector need not look at it again.
-
-    Younger objects die by reference counting almost always; looking for cycles less often saves a tenth of a turn.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: ours finish or park the runs first."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listens = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.listens.set()
-
-    def hang_up(self) -> None:
-        """Drop the connections whose clients have not taken in the end of their answers."""
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(application: Application) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            application.asgi,
-            http=BoundedHttp,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            # Streams are to see the end of the runs that are given time to finish; `serve` hangs up afterwards.
-            timeout_graceful_shutdown=math.ceil(application.settings.shutdown_seconds) + 15,
-        )
-    )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host.strip("[]"), port))
-        listening.listen(2048)
-    except BaseException:
-        listening.close()
-        raise
-    listening.setblocking(False)
-    return listening
-
-
-async def describe(application: Application, listening: socket.socket) -> ServerInfo:
-    """What the started server says of itself."""
-    settings = application.settings
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return ServerInfo(
-        url=f"http://{host}:{listening.getsockname()[1]}/v1",
-        data=settings.data,
-        models=[model.id for model in application.router.models()],
-        durability=settings.durability,
-        embedded=not settings.backends,
-    )

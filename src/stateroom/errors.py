@@ -66,6 +66,9 @@ class Unauthorized(RequestError):
     status = 401
     code = "invalid_api_key"
 
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
 
 class Forbidden(RequestError):
     status = 403
@@ -85,11 +88,6 @@ class MethodNotAllowed(RequestError):
 class TooLarge(RequestError):
     status = 413
     code = "request_too_large"
-
-
-class UpgradeRefused(RequestError):
-    status = 426
-    code = "websocket_not_supported"
 
 
 class TooMany(RequestError):
@@ -137,6 +135,16 @@ class BackendBusy(BackendError):
         return {"retry-after": str(max(1, round(self.retry_after)))}
 
 
+class ServerStopping(StateroomError):
+    """Whoever asks again when the server is up is answered."""
+
+    status = 503
+    code = "server_stopping"
+
+    def __init__(self, message: str = "This server is stopping. Retry when it is up again.") -> None:
+        super().__init__(message)
+
+
 class BackendUnavailable(BackendError):
     status = 503
     code = "backend_unavailable"
@@ -162,6 +170,11 @@ class StorageError(StateroomError):
 class StorageFull(StorageError):
     status = 503
     code = "storage_full"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(
+            message or "The disk with the data directory is full: nothing of this was kept. Make room, then try again."
+        )
 
     def headers(self) -> dict[str, str]:
         return {"x-should-retry": "false"}

@@ -14,6 +14,13 @@ import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+_CHARACTERS = bytes(ord(_ALPHABET[byte & 31]) for byte in range(256))
+"""A character for each random byte, none of them likelier than another."""
+_HALF = 16
+_HALVES = 128
+_halves: list[str] = []
+"""The random halves of the next keys. To ask the system for each would let another thread take over every time."""
+os.register_at_fork(after_in_child=_halves.clear)  # two processes must not give out the same
 _ITEM = re.compile(r"\A[a-z_]{1,24}_([0-9a-hjkmnp-tv-z]{26})([0-9a-f]{4})\Z")
 
 OUTPUT_BASE = 0x8000
@@ -24,14 +31,39 @@ ORDINAL_MAX = 0xFFFF
 
 def new_key() -> str:
     """A fresh 26-character key; unguessable (80 random bits) and sorted by creation time."""
-    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
-    pairs = _PAIRS
-    return "".join([pairs[(value >> shift) & 1023] for shift in range(120, -1, -10)])
+    at, pairs = time.time_ns() // 1_000_000, _PAIRS
+    return (
+        f"{pairs[at >> 40]}{pairs[at >> 30 & 1023]}{pairs[at >> 20 & 1023]}{pairs[at >> 10 & 1023]}{pairs[at & 1023]}"
+        f"{_random_half()}"
+    )
+
+
+def _random_half() -> str:
+    """Sixteen random characters, which nobody is given again."""
+    try:
+        return _halves.pop()
+    except IndexError:
+        text = os.urandom(_HALF * _HALVES).translate(_CHARACTERS).decode()
+        halves = [text[at : at + _HALF] for at in range(0, len(text), _HALF)]
+        taken = halves.pop()
+        _halves.extend(halves)
+        return taken
 
 
 def new_id(prefix: str) -> str:
     """`prefix_KEY`, for example `resp_01jd…`."""
     return f"{prefix}_{new_key()}"
+
+
+def new_secret() -> str:
+    """256 random bits as 52 characters."""
+    value = int.from_bytes(os.urandom(32), "big") << 4
+    return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(250, -1, -10)])
+
+
+def chance() -> float:
+    """At least 0, less than 1: for pauses that are to spread."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32
 
 
 def item_id(prefix: str, key: str, ordinal: int) -> str:

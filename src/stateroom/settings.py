@@ -6,9 +6,13 @@ in docs/reference/settings.md, which a test holds against this file. Only app.py
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+import re
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
+
+PROJECT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PROJECT_RULE: Final = "it has up to 64 letters, digits, dots, dashes and underscores, and begins with a letter or digit"
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 CountOrNone: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -26,9 +30,12 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shown in logs and errors; the URL's host and port when empty."""
     key_env: str = ""
     """Name of the environment variable that holds its API key."""
-    dialect: Literal["chat"] = "chat"
+    dialect: Literal["chat", "responses", "auto"] = "chat"
+    """What it is asked in. auto: Responses if it has them, found out by one empty request, else chat completions."""
     models: tuple[str, ...] = ()
     """Model names it serves; asked of the server when empty."""
+    embedding_models: tuple[str, ...] = ()
+    """Models of it that make embeddings. Those that it lists itself are found by name without this."""
     tools: Literal["native", "emulate"] = "native"
     """emulate: tool calls are obtained by schema-forced output, for models without tool support."""
     prefill: Literal["none", "assistant", "continue_final_message"] = "none"
@@ -70,6 +77,32 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Images that one request names by URL; together they may be as large as a body."""
     image_timeout_seconds: Seconds = 20.0
     """Downloading one image, redirects included."""
+    file_bytes: Count = 512 * 1024 * 1024
+    """One file of `/v1/files`."""
+    upload_bytes: Count = 8 * 1024 * 1024 * 1024
+    """One file that comes in parts, by `/v1/uploads`."""
+    upload_part_bytes: Count = 64 * 1024 * 1024
+    """One of these parts."""
+    file_input_bytes: Count = 32 * 1024 * 1024
+    """One file that a model is to read, as it is: by id, by URL or in the request."""
+    file_text_bytes: Count = 4 * 1024 * 1024
+    """The text of one of them."""
+    file_pages: Count = 2_000
+    """Pages of a PDF that a model is to read."""
+    file_inputs: Count = 64
+    """Files of one request that have to be turned into text; those that were before do not count."""
+    file_seconds: Seconds = 30.0
+    """Turning the files of one request into text; also downloading one of them, redirects included."""
+    import_bytes: Count = 1024 * 1024 * 1024
+    """One file of `/v1/conversations/import`."""
+    export_history_bytes: Count = 64 * 1024 * 1024
+    """What was said in a conversation or chain that is exported or imported, without its images and files."""
+    connections: Count = 4_096
+    """Connections at the same time; beyond it 503."""
+    socket_seconds: Seconds = 3600.0
+    """How long a WebSocket may be open; what goes on then may end."""
+    socket_context_bytes: Count = 64 * 1024 * 1024
+    """Memory for unstored responses that one WebSocket may continue; all together have `cached_context_bytes`."""
     runs: Count = 256
     """Runs at the same time."""
     waiting_runs: Count = 1_024
@@ -84,6 +117,43 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Text of one model answer; it is cut off there, or at 500,000 pieces or 4,096 calls, as by a limit of tokens."""
     cached_context_bytes: Count = 256 * 1024 * 1024
     """Memory for the folded state of active branches."""
+    embedding_inputs: Count = 2_048
+    """Inputs of one request for embeddings."""
+    embedding_input_bytes: Count = 256 * 1024
+    """One of them; of a list of tokens, four bytes each."""
+    completion_choices: Count = 128
+    """Answers that one request to `/v1/completions` may ask for: its prompts, times `n`."""
+    batches: Count = 64
+    """Batches of one project that are not finished; beyond it 429."""
+    batch_lines: Count = 50_000
+    """Requests of one batch."""
+    batch_bytes: Count = 200 * 1024 * 1024
+    """Its input file."""
+    batch_concurrency: Count = 16
+    """Requests of all batches that are answered at the same time; other runs take these places away, down to one."""
+
+
+class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a project keeps things: `[project.retention]` for each of them, `[projects.NAME.retention]` for one."""
+
+    responses_days: SecondsOrNone = 0.0
+    """Responses and chat completions, counted from their end. Those of conversations stay with these. 0: for ever."""
+    frames_hours: SecondsOrNone = 0.0
+    """Streams of responses, to be read again, from the response's end. The response itself stays. 0: as long as it."""
+    files_days: SecondsOrNone = 0.0
+    """Files, from their upload; one's own `expires_after` may be earlier. 0: for ever."""
+
+
+class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for a project: `[project]` for each of them, `[projects.NAME]` what differs for one."""
+
+    requests_per_minute: CountOrNone = 0
+    """Requests to the API; beyond it 429. 0: as many as one likes."""
+    tokens_per_minute: CountOrNone = 0
+    """Tokens that its runs read and write; what a run used is counted at its end. 0: as many as one likes."""
+    runs: CountOrNone = 0
+    """Runs at the same time; beyond it 429. 0: as many as the server takes (`limits.runs`)."""
+    retention: RetentionSettings = RetentionSettings()
 
 
 class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,11 +169,33 @@ class EmbeddedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the weights are kept; empty: `$XDG_CACHE_HOME/stateroom` or `~/.cache/stateroom`."""
 
 
+class EmbeddingsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who makes embeddings, beside the backends."""
+
+    url: str = ""
+    """Base URL with version of a server for embeddings alone; one that chats, too, is named in `[[backends]]`."""
+    key_env: str = ""
+    """Name of the environment variable that holds its API key."""
+    models: tuple[str, ...] = ()
+    """Model names it serves; asked of the server when empty."""
+    embedded: bool = True
+    """Offer the embedded embedding model, which is started with the first request for it."""
+    default_model: str = ""
+    """Serves unknown names; empty: the first of the server's, of the backends' `embedding_models`, the embedded one."""
+
+
+class TelemetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Traces, for OpenTelemetry. They need the extra `otel`."""
+
+    otlp_endpoint: str = ""
+    """Base URL of a collector that takes OTLP over HTTP, such as `http://collector:4318`. Empty: as `OTEL_*` say."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the command line and the top of the file set."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; a loopback one, as long as there are no access keys."""
+    """Address to listen on. One that other machines reach asks for a key, and for one to be there."""
     port: Port = 8000
     """0: any free one."""
     data: str = "./stateroom-data"
@@ -120,9 +212,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Let users' URLs (images) reach private, loopback and link-local addresses."""
     shutdown_seconds: SecondsOrNone = 10.0
     """How long SIGTERM waits for runs to finish before it parks them."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may use the server, such as `https://app.example`; `*` for all, as soon as there are keys."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, on standard error. Never the content of requests."""
     log_format: Literal["text", "json"] = "text"
     """Lines to read, or one JSON object a line."""
+    access_log: Literal["all", "errors", "none"] = "all"
+    """Which requests have a line in the log: method, route, status, time, ids."""
     limits: Limits = Limits()
+    project: ProjectSettings = ProjectSettings()
+    projects: dict[str, ProjectSettings] = {}
     embedded: EmbeddedSettings = EmbeddedSettings()
+    embeddings: EmbeddingsSettings = EmbeddingsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()

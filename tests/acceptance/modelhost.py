@@ -10,21 +10,24 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from stateroom.agent.compaction import PROMPT
 from stateroom.testing.script import Call, ChatRequest, Reply, Script, obey
 from stateroom.testing.scripted import ScriptedServer
 
 SECONDS = 10.0
 _GATE = re.compile(r"^gate: (\S+)(?: (\d+))?$", re.MULTILINE)
 _OVERFLOW = re.compile(r"^overflow: (\d+)$", re.MULTILINE)
+_SUMMARY = re.compile(r"^summary: (.+)$", re.MULTILINE)
 _FORBIDDEN = re.compile(r"^stubborn: (\S+)$", re.MULTILINE)
 
 
 class ModelHost:
-    """A scripted model that knows three control words more than `stateroom.testing.script` does:
+    """A scripted model that knows four control words more than `stateroom.testing.script` does:
 
     gate: NAME [N]      wait after N chunks until the test opens the gate
     overflow: N         refuse, as a server does whose context is full, when there are more than N messages
     stubborn: FUNCTION  call this function whether or not it may, until it is no longer declared
+    summary: TEXT       said earlier: what a request for a summary is answered with; without it, with nothing
     """
 
     def __init__(self, **options: Any) -> None:
@@ -69,6 +72,9 @@ class ModelHost:
 
     def _respond(self, request: ChatRequest) -> Reply:
         asked = next((message.text for message in reversed(request.messages) if message.role == "user"), "")
+        if asked.startswith(PROMPT[:80]):
+            texts = [found for message in request.messages for found in _SUMMARY.findall(message.text)]
+            return Reply(text=texts[-1] if texts else "")
         if (found := _OVERFLOW.search(asked)) and len(request.messages) > int(found.group(1)):
             message = f"This model's maximum context length is {found.group(1)} messages."
             error = {"message": message, "type": "invalid_request_error", "code": "context_length_exceeded"}

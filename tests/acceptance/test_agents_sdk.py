@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from agents import (
     Agent,
     ModelSettings,
     OpenAIConversationsSession,
+    OpenAIResponsesCompactionSession,
     OpenAIResponsesModel,
     RunConfig,
     Runner,
+    SQLiteSession,
     function_tool,
     handoff,
     set_tracing_disabled,
@@ -244,3 +247,25 @@ async def test_an_agent_as_a_tool_of_another(model: OpenAIResponsesModel) -> Non
     agent = Agent(name="boss", tools=[tool], model=model)
     result = await Runner.run(agent, 'call: ask_helper {"input": "say: from the helper"}', run_config=QUIET)
     assert result.final_output == "The tool answered: from the helper"
+
+
+async def test_a_compaction_session_replaces_its_history_and_goes_on(
+    model: OpenAIResponsesModel, async_client: AsyncOpenAI, seen: Seen, tmp_path: Path
+) -> None:
+    """The session insists on a name of OpenAI's and posts to /responses/compact by itself, after a turn."""
+    session = OpenAIResponsesCompactionSession(
+        session_id="s",
+        underlying_session=SQLiteSession("s", tmp_path / "session.db"),
+        client=async_client,
+        should_trigger_compaction=lambda context: len(context["compaction_candidate_items"]) >= 3,
+    )
+    agent = Agent(name="memory", tools=[get_weather], model=model)
+    await Runner.run(agent, "summary: The dog is Biscuit.\nsay: noted", session=session, run_config=QUIET)
+    await Runner.run(agent, 'call: get_weather {"city": "Bern"}', session=session, run_config=QUIET)
+    held = await session.get_items()
+    assert [item.get("type", "message") for item in held] == ["message", "message", "compaction"]
+    await Runner.run(agent, "say: still here", session=session, run_config=QUIET)
+    texts = [text for _, text in told(seen.messages)]
+    assert any(text.endswith("The dog is Biscuit.") for text in texts)
+    assert texts[-1] == "say: still here"
+    assert_paired(seen.messages)

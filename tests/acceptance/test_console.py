@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import pytest
 
-from stateroom.app import JOURNAL
+from stateroom.journal.layout import JOURNAL
 from stateroom.testing.process import ModelProcess, ServerProcess
 
 SECONDS = 60.0

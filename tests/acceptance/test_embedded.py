@@ -73,6 +73,7 @@ async def test_the_engine_keeps_the_promises_of_the_seam(
 async def test_it_says_what_it_is(engine: EmbeddedBackend) -> None:
     (model,) = await engine.models()
     assert (model.id, model.context_tokens, model.description) == (MODEL, 1024, DESCRIPTION)
+    assert model.temperature == 0.0
     assert "smoke-test" in model.description
 
 

@@ -129,7 +129,7 @@ def test_an_unknown_model_goes_to_the_default_one(client: OpenAI, seen: Seen) ->
 
 
 def test_models_can_be_listed_and_retrieved(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["scripted"]
+    assert [model.id for model in client.models.list()] == ["scripted", "all-minilm-l6-v2"]
     assert client.models.retrieve("scripted").owned_by
     with pytest.raises(NotFoundError) as caught:
         client.models.retrieve("nothing/like-it")

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from pydantic import TypeAdapter, ValidationError
 
+from tests.acceptance.contract import hold, hold_event
+
 RESPONSE: TypeAdapter[Any] = TypeAdapter(Response)
 ITEM: TypeAdapter[Any] = TypeAdapter(ResponseItem)
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -66,7 +68,9 @@ def send(
     """One request to a server whose base URL is `url`, and its whole answer."""
     connection, response = _open(url, method, path, body, raw, headers)
     try:
-        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        answer = Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        hold(method, urlsplit(url).path + path, answer.status, answer.headers.get("content-type", ""), answer.body)
+        return answer
     finally:
         connection.close()
 
@@ -117,6 +121,7 @@ def iter_stream(url: str, method: str, path: str, body: Any = None) -> Iterator[
             assert second.startswith(b"data: ")
             event = json.loads(second[6:])
             assert event["type"] == first[7:].decode()
+            hold_event(event)
             yield event
         assert ended, "the stream does not end in [DONE]"
     finally:

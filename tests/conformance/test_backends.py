@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal
 
 import pytest
 
 from stateroom.models.backend import Backend
 from stateroom.models.chat import ChatBackend
+from stateroom.models.dialects import server_backend
 from stateroom.settings import BackendSettings
 from stateroom.testing import backend_conformance
 from stateroom.testing.script_dialect import Quirks
@@ -30,6 +32,21 @@ def scripted(quirks: Quirks, prefill: str = "none", counting: str = "") -> Calla
     return opened
 
 
+def responses(
+    quirks: Quirks, counting: str = "", dialect: Literal["responses", "auto"] = "responses"
+) -> Callable[[], Opened]:
+    """The Responses dialect over a scripted server with these quirks."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[tuple[Backend, str]]:
+        async with ScriptedServer(quirks=quirks, counting=counting) as server:
+            backend = server_backend(BackendSettings(server.url, dialect=dialect), None)
+            yield backend, "scripted"
+            await backend.close()
+
+    return opened
+
+
 BACKENDS: dict[str, Callable[[], Opened]] = {
     "plain": scripted(Quirks(), counting="vllm"),
     "llama.cpp": scripted(Quirks(usage="asked"), prefill="assistant", counting="llama"),
@@ -39,6 +56,10 @@ BACKENDS: dict[str, Callable[[], Opened]] = {
     ),
     "old": scripted(Quirks(legacy_call=True, usage="none", done=False, dict_arguments=True)),
     "torn": scripted(Quirks(split=7, interleave=True)),
+    "responses": responses(Quirks(hidden_reasoning=True), counting="responses"),
+    "responses, torn": responses(Quirks(split=7, crlf=True, comments=True, done=False)),
+    "responses, without deltas": responses(Quirks(whole_items=True, whole_calls=True)),
+    "responses, found out": responses(Quirks(), dialect="auto"),
 }
 
 

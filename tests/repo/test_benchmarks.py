@@ -27,8 +27,8 @@ def test_the_quick_benchmarks_print_a_table_with_every_figure(tmp_path: Path) ->
     )
     assert run.returncode == 0, run.stderr
     figures = msgspec.json.decode(told.read_bytes())["rows"]
-    assert len(figures) == 17
-    assert sum(figure["budget"] is not None for figure in figures) == 10
+    assert len(figures) == 20
+    assert sum(figure["budget"] is not None for figure in figures) == 12
     assert all(figure["value"] >= 0 for figure in figures)
     for figure in figures:
         assert figure["figure"] in run.stdout

@@ -10,18 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation.actors import text_of
+from tests.simulation.batching import check_batches
+from tests.simulation.chats import check_chats
 from tests.simulation.client import Client, Event
+from tests.simulation.compacting import check_compacted
+from tests.simulation.hooks import Receiver, check_told
+from tests.simulation.lanes import check_steered
 from tests.simulation.ledger import Conversation, Ledger, Response
 from tests.simulation.load import ENDED
+from tests.simulation.once import check_once
+from tests.simulation.uploading import check_uploads
 
 SETTLE_SECONDS = 15.0
 UNKNOWN = "The outcome of this call is unknown"
 TOKEN = re.compile(r"zq[a-z0-9]+x[a-j]+zq")
 
 
-async def check_all(client: Client, ledger: Ledger, effects: Path, rng: random.Random) -> None:
+async def check_all(client: Client, ledger: Ledger, effects: Path, receiver: Receiver, rng: random.Random) -> None:
     """Hold the server against the ledger. Raises AssertionError."""
-    await settle(client)
+    await check_batches(client, ledger, rng)
+    shown = await settle(client)
+    await check_once(client, ledger, shown, rng)
+    await check_compacted(client, ledger, shown, rng)
+    await check_steered(client, ledger, shown)
+    await check_chats(client, ledger)
+    await check_uploads(client, ledger, rng)
     for conversation in list(ledger.conversations.values()):
         await _settle_deletion(client, ledger, conversation, rng)
     for response in list(ledger.responses.values()):
@@ -31,6 +44,7 @@ async def check_all(client: Client, ledger: Ledger, effects: Path, rng: random.R
             await check_conversation(client, ledger, conversation)
     await check_chains(client, ledger)
     await check_effects(client, ledger, effects)
+    await check_told(client, ledger, receiver)
     _note_erased(ledger)
 
 
@@ -99,6 +113,8 @@ def _check_object(response: Response, shown: Any) -> None:
     if response.text is not None:
         texts = [text_of(item) for item in messages]
         assert texts == [response.text], f"{response.id} says {texts}, not {response.text!r}"
+    elif response.silent:
+        assert shown["output"] == [], f"{response.id} asked no model and has an answer"
     else:
         assert response.token in str(shown["output"]), f"{response.id} lost its answer"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import msgspec
@@ -20,6 +21,13 @@ DONE = b"data: [DONE]\n\n"
 
 class Gone(Exception):
     """The server went away: nobody knows what became of the request."""
+
+
+class Sent(NamedTuple):
+    """A file in a form."""
+
+    name: str
+    data: bytes
 
 
 class Refused(Exception):
@@ -53,6 +61,16 @@ class Event:
         return self.kind in TERMINAL
 
 
+def _form(fields: Mapping[str, str | Sent]) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    for name, value in fields.items():
+        if isinstance(value, Sent):
+            form.add_field(name, value.data, filename=value.name, content_type="application/octet-stream")
+        else:
+            form.add_field(name, value)
+    return form
+
+
 def parse_event(raw: bytes) -> Event:
     """Raises ValueError on anything but a numbered event."""
     number, kind = _NUMBER.search(raw), _TYPE.search(raw)
@@ -84,9 +102,14 @@ class Client:
     async def close(self) -> None:
         await self._session.close()
 
-    async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """The decoded answer. Raises Refused, Gone."""
-        return msgspec.json.decode(await self.raw(method, path, body))
+    async def call(
+        self, method: str, path: str, body: Any = None, *, form: Mapping[str, str | Sent] | None = None, key: str = ""
+    ) -> Any:
+        """The decoded answer. `form`: the fields of a form, instead of a body; `key`: an idempotency key.
+
+        Raises Refused, Gone.
+        """
+        return msgspec.json.decode(await self.raw(method, path, body, form=form, key=key))
 
     async def find(self, path: str) -> Any:
         """The object, or None when there is none. Raises Refused for every other error, Gone."""
@@ -97,10 +120,14 @@ class Client:
                 return None
             raise
 
-    async def raw(self, method: str, path: str, body: Any = None) -> bytes:
+    async def raw(
+        self, method: str, path: str, body: Any = None, *, form: Mapping[str, str | Sent] | None = None, key: str = ""
+    ) -> bytes:
         """The answer's body. Raises Refused, Gone."""
+        headers = {"Idempotency-Key": key} if key else {}
+        data = _form(form) if form is not None else None
         try:
-            async with self._session.request(method, self.url + path, json=body) as answer:
+            async with self._session.request(method, self.url + path, json=body, data=data, headers=headers) as answer:
                 held = await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Gone(f"{method} {path}: {error!r}") from error
@@ -126,6 +153,21 @@ class Client:
             raise Gone(f"{method} {path}: {error!r}") from error
         raise Gone(f"{method} {path}: the stream has no closing line")
 
+    async def chunks(self, path: str, body: Any) -> AsyncIterator[Any]:
+        """The decoded chunks of a chat stream, up to its closing line. Raises Refused, Gone."""
+        try:
+            async with self._session.post(self.url + path, json=body) as answer:
+                if answer.status != 200:
+                    raise Refused(answer.status, await answer.read())
+                async for line in answer.content:
+                    if line.startswith(b"data: [DONE]"):
+                        return
+                    if line.startswith(b"data: "):
+                        yield msgspec.json.decode(line[6:])
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Gone(f"POST {path}: {error!r}") from error
+        raise Gone(f"POST {path}: the stream has no closing line")
+
     async def replay(self, response_id: str, after: int = -1) -> list[Event]:
         """The events of a response beyond a number, to the end. Raises Refused, Gone."""
         query = f"?stream=true&starting_after={after}" if after >= 0 else "?stream=true"
@@ -140,6 +182,15 @@ class Client:
             found += page["data"]
             if not page["has_more"]:
                 return found
+
+    @asynccontextmanager
+    async def socket(self, path: str = "/responses") -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket. Raises Gone."""
+        try:
+            async with self._session.ws_connect(self.url + path, max_msg_size=0) as socket:
+                yield socket
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Gone(f"socket {path}: {error!r}") from error
 
     async def until_up(self, seconds: float = 20.0) -> None:
         """Wait until the server answers. Raises TimeoutError."""

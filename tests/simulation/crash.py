@@ -27,12 +27,15 @@ from typing import IO, Final
 from stateroom.testing.kill_points import KILL_AT, KILL_FIFO
 from stateroom.testing.probe_server import EFFECTS
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
-from tests.simulation.actors import ACTORS
+from tests.simulation.batching import Durable, check_asked, note_durable
+from tests.simulation.cast import cast_for
 from tests.simulation.checks import check_all
 from tests.simulation.client import Client, Refused
-from tests.simulation.files import check_erased, check_files, copy_data
+from tests.simulation.files import check_erased, check_files, check_verified, copy_data
+from tests.simulation.hooks import Receiver
 from tests.simulation.ledger import Ledger
 from tests.simulation.load import Round
+from tests.simulation.uploading import check_no_orphans
 
 ROUNDS_PER_DIRECTORY: Final = 6
 SIGKILLED: Final = -9
@@ -69,6 +72,32 @@ POINTS: Final[dict[str, int]] = {
     "after_deletion": 2,
     "before_redact": 3,
     "after_redact": 3,
+    "before_steer": 2,
+    "after_steer": 2,
+    "before_compaction": 2,
+    "after_compaction": 2,
+    "before_put_file": 6,
+    "after_put_file": 6,
+    "before_drop_file": 3,
+    "after_drop_file": 3,
+    "before_put_upload": 6,
+    "after_put_upload": 6,
+    "before_put_upload_part": 8,
+    "after_put_upload_part": 8,
+    "before_drop_upload_part": 6,
+    "after_drop_upload_part": 6,
+    "before_put_batch": 8,
+    "after_put_batch": 8,
+    "before_note_batch": 12,
+    "after_note_batch": 12,
+    "before_put_idempotency": 8,
+    "after_put_idempotency": 8,
+    "before_put_webhook_delivery": 12,
+    "after_put_webhook_delivery": 12,
+    "before_put_webhook_endpoint": 2,
+    "after_put_webhook_endpoint": 2,
+    "before_put_chat_metadata": 2,
+    "after_put_chat_metadata": 2,
 }
 """Where to die while clients are at work, and at which passing at the latest."""
 
@@ -80,6 +109,13 @@ RECOVERY_POINTS: Final[dict[str, int]] = {
     "before_frames": 8,
     "before_outcome": 1,
     "after_end": 4,
+    "before_note_batch": 3,
+    "after_note_batch": 3,
+    "after_put_batch": 2,
+    "before_put_webhook_delivery": 3,
+    "after_put_webhook_delivery": 3,
+    "before_compaction": 1,
+    "before_redact": 1,
 }
 """Where to die while a new server takes up what the dead one left."""
 
@@ -170,10 +206,14 @@ class Directory:
     The variants differ in durability and in whether the model can go on from given text.
     """
 
-    def __init__(self, folder: Path, model: str, figures: Figures, *, variant: int) -> None:
+    def __init__(self, folder: Path, model: str, asked: Path, figures: Figures, *, variant: int) -> None:
+        """`asked`: where the model at this URL writes down what it was asked."""
         folder.mkdir()
         self.folder = folder
         self.ledger = Ledger()
+        self.durable = Durable(asked)
+        self.ledger.of(Durable).append(self.durable)
+        self.receiver = Receiver(random.Random(variant))
         self.figures = figures
         self.fifo = folder / "kill.fifo"
         self.effects = folder / "effects.txt"
@@ -182,7 +222,8 @@ class Directory:
         durability = "full" if variant % 3 == 2 else "normal"
         prefill = "assistant" if variant % 2 == 1 else "none"
         config.write_text(
-            f'shutdown_seconds = 2\ndurability = "{durability}"\n[[backends]]\nurl = "{model}"\nprefill = "{prefill}"\n'
+            f'shutdown_seconds = 2\ndurability = "{durability}"\nallow_private_addresses = true\n'
+            f'[[backends]]\nurl = "{model}"\nprefill = "{prefill}"\n'
         )
         self.server = ServerProcess(
             folder / "data",
@@ -193,6 +234,12 @@ class Directory:
             log=folder / "server.log",
         )
         self.client = Client(f"http://127.0.0.1:{self.server.port}/v1")
+
+    async def open(self) -> None:
+        """The first server, and somebody who is to be told of everything."""
+        await self.start()
+        await self.receiver.start()
+        await self.receiver.subscribe(self.client)
 
     async def start(self) -> float:
         """A server that is up; by the monotonic clock, since when."""
@@ -208,13 +255,16 @@ class Directory:
         load.kill = self.server.kill if plan.manner == "client" else None
         await self._load_and_kill(load, plan)
         copy = await asyncio.to_thread(copy_data, self.server.data, self.folder / "copy")
+        await asyncio.to_thread(note_durable, self.durable, copy)
         for again in plan.again:
             await self._die_again(again)
         load.up_at = await self.start()
         load.up.set()
         await asyncio.gather(*load.readers)
         await check_files(copy)
-        await check_all(self.client, self.ledger, self.effects, rng)
+        await check_all(self.client, self.ledger, self.effects, self.receiver, rng)
+        check_asked(self.durable)
+        await check_no_orphans(self.server.data)
         await check_erased(self.server.data, self.ledger.erased | self.ledger.secret)
         slowest = max(self.ledger.resumes, default=0.0)
         assert slowest <= RESUME_SECONDS, f"a stream went on only {slowest:.2f} s after the server was up"
@@ -222,7 +272,7 @@ class Directory:
         assert "Traceback" not in text, f"the server's log has a traceback: {self.server.log}"
 
     async def _load_and_kill(self, load: Round, plan: Plan) -> None:
-        working = asyncio.get_running_loop().create_task(load.run(plan.actors, ACTORS))
+        working = asyncio.get_running_loop().create_task(load.run(plan.actors, cast_for(plan.manner)))
         dead = asyncio.get_running_loop().create_task(asyncio.to_thread(self.server.wait, 60))
         seconds = plan.seconds if plan.manner == "time" else LOAD_SECONDS
         if plan.manner not in ("time", "client"):
@@ -259,11 +309,13 @@ class Directory:
             fifo.write(spec + "\n")
 
     async def close(self) -> None:
-        """The last server stops in good order."""
+        """The last server stops in good order, and leaves everything as it was written. Raises AssertionError."""
         await self.client.close()
+        await self.receiver.close()
         if self.server.process is not None and self.server.status is None:
             status = await asyncio.to_thread(self.server.terminate)
             assert status == 0, f"the server stopped with {status}: {self.server.output[-4000:]}"
+        await asyncio.to_thread(check_verified, self.server.data)
         self.figures.add(self.ledger)
 
 
@@ -271,15 +323,16 @@ async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out:
     """Carry out numbered rounds. Raises AssertionError on a broken promise; `folder` then shows what there was."""
     figures = Figures()
     directory: Directory | None = None
-    with ModelProcess("--delay-ms", "2", log=folder / "model.log") as model:
+    asked = folder / "asked.jsonl"
+    with ModelProcess("--delay-ms", "2", "--log", str(asked), log=folder / "model.log") as model:
         for number, plan in plans:
             if directory is None or number % ROUNDS_PER_DIRECTORY == 0:
                 if directory is not None:
                     await directory.close()
                     await asyncio.to_thread(shutil.rmtree, directory.folder)
                 variant = number // ROUNDS_PER_DIRECTORY
-                directory = Directory(folder / f"round-{number}", model.url, figures, variant=variant)
-                await directory.start()
+                directory = Directory(folder / f"round-{number}", model.url, asked, figures, variant=variant)
+                await directory.open()
             began = time.monotonic()
             try:
                 await directory.round(plan, random.Random(f"{seed}/{number}/load"), f"r{number}")
@@ -287,6 +340,7 @@ async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out:
                 out.write(f"round {number}: {plan}: failed\n")
                 directory.server.kill()
                 await directory.client.close()
+                await directory.receiver.close()
                 raise
             held = directory.ledger
             known = f"up in {figures.starts[-1]:.1f} s, {len(held.responses)} responses"

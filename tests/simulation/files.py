@@ -17,8 +17,9 @@ import apsw
 
 from stateroom.journal.frames import FramePacker
 from stateroom.journal.sqlite import open_sqlite
+from stateroom.journal.verify import verify_data
 
-INDEX_TABLES = ("runs", "items", "conversations", "blob_uses")
+INDEX_TABLES = ("runs", "run_ids", "items", "conversations", "blob_uses", "records", "record_entries")
 TOKEN = re.compile(rb"zq[a-z0-9]+x[a-j]+zq")
 ERASE_SECONDS = 5.0
 
@@ -31,7 +32,9 @@ def copy_data(data: Path, copy: Path) -> Path:
 
 
 async def check_files(copy: Path) -> None:
-    """The journal is whole, and rebuilding its index changes nothing. Raises AssertionError."""
+    """The journal is whole, `verify` says so, and rebuilding its index changes nothing. Raises AssertionError."""
+    report = await asyncio.to_thread(verify_data, copy, lambda *_: None)
+    assert report.ok, f"verify finds: {report.findings}"
     journal = open_sqlite(copy / "journal.db", generation=False)
     try:
         damage = await journal.check()
@@ -45,6 +48,13 @@ async def check_files(copy: Path) -> None:
         assert before[table] == after[table], (
             f"{table} does not follow from the entries: {before[table]}, {after[table]}"
         )
+
+
+def check_verified(data: Path) -> None:
+    """`stateroom verify` finds nothing. Raises AssertionError."""
+    report = verify_data(data, lambda *_: None)
+    assert report.ok, f"verify finds: {report.findings}"
+    assert not report.notes, f"verify notes: {report.notes}"
 
 
 def _index(copy: Path) -> dict[str, list[Any]]:

@@ -6,10 +6,13 @@ Nothing here asks the server anything. `now` is a counter that orders what was s
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.simulation.client import Event
+
+Deed = TypeVar("Deed")
 
 
 @dataclass
@@ -24,6 +27,8 @@ class Response:
     """What its last message must say when it is completed; None: checked otherwise."""
     streamed: bool = False
     """Whether its events are kept."""
+    silent: bool = False
+    """No model was asked: it has no output."""
     effects: bool = False
     """Whether it calls the probe tools."""
     cancel_asked: bool = False
@@ -110,11 +115,16 @@ class Ledger:
         """Tokens that must not be found any more: their deletion was acknowledged."""
         self.resumes: list[float] = []
         """Seconds from a new process being up to the next event of a stream that the crash cut off."""
+        self._deeds: defaultdict[type, list[Any]] = defaultdict(list)
         self._clock = itertools.count(1)
         self._tokens = itertools.count(1)
 
     def now(self) -> int:
         return next(self._clock)
+
+    def of(self, kind: type[Deed]) -> list[Deed]:
+        """Everything of a kind that clients did, for them to add to; a kind is known to its own module."""
+        return self._deeds[kind]
 
     def new_response(self, id: str, kind: str, token: str, **known: Any) -> Response:
         """Note a response. Raises AssertionError when its id was given out before."""

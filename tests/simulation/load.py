@@ -106,6 +106,15 @@ class Round:
             raise Gone("the stream ended before its response did")
         return response
 
+    def later(self, doing: Callable[[], Awaitable[None]]) -> None:
+        """Have this done when the next server is up."""
+
+        async def wait_and_do() -> None:
+            await self.up.wait()
+            await doing()
+
+        self.readers.append(asyncio.get_running_loop().create_task(wait_and_do()))
+
     def follow(self, response: Response, *, second: bool = False) -> None:
         """Read a stream from where its reader stopped; a second reader begins anywhere and checks what it gets."""
         read = self._read_beside(response) if second else self._read_on(response)

@@ -9,8 +9,8 @@ from typing import Any
 
 import apsw
 
-from stateroom.app import FENCED_EXIT
 from stateroom.journal.lock import NAME
+from stateroom.serving import FENCED_EXIT
 from stateroom.testing.process import ProcessFailed, ServerProcess, quiet_port
 from tests.simulation.client import Client, Gone, Refused
 from tests.simulation.scene import Scene, eventually, scene

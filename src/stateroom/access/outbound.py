@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -20,6 +20,8 @@ from yarl import URL
 from stateroom.errors import InvalidRequest
 
 REDIRECTS_MAX: Final = 3
+POST_SECONDS: Final = 10.0
+"""How long whoever is told something may take to answer."""
 _LOOKUPS: Final = 8
 """Look-ups of names at the same time, in threads of their own: whoever runs a name server can make one take long."""
 
@@ -27,25 +29,96 @@ _UNICAST: Final = ipaddress.IPv6Network("2000::/3")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
+class FetchCodes(NamedTuple):
+    """The codes of errors, which say what was to be fetched."""
+
+    invalid_url: str
+    failed: str
+    too_large: str
+    setting: str
+    """What bounds its size."""
+
+
+IMAGE_CODES: Final = FetchCodes(
+    "invalid_image_url", "failed_to_download_image", "image_file_too_large", "limits.image_bytes"
+)
+FILE_CODES: Final = FetchCodes(
+    "invalid_file_url", "failed_to_download_file", "file_too_large", "limits.file_input_bytes"
+)
+
+
+class Fetched(NamedTuple):
+    """What was behind a URL."""
+
+    data: bytes
+    media_type: str
+    charset: str
+    """What its server says of its encoding."""
+
+
 class OutboundGuard:
     """Fetches users' URLs within bounds."""
 
-    def __init__(self, *, allow_private: bool, bytes_max: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, *, allow_private: bool, bytes_max: int, timeout_seconds: float, codes: FetchCodes = IMAGE_CODES
+    ) -> None:
         self._allow_private = allow_private
+        self._codes = codes
         self._bytes_max = bytes_max
         self._timeout_seconds = timeout_seconds
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="stateroom-names")
 
     async def fetch(self, url: str, *, param: str, accept: str) -> tuple[bytes, str]:
         """The content behind a URL and its media type. Raises InvalidRequest for whatever goes wrong."""
+        fetched = await self.fetch_whole(url, param=param, accept=accept)
+        return fetched.data, fetched.media_type
+
+    async def fetch_whole(self, url: str, *, param: str, accept: str) -> Fetched:
+        """The same with everything that is known of it."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 return await self._follow(url, param, accept)
         except TimeoutError:
             message = f"Downloading the URL took longer than {self._timeout_seconds:g} seconds."
-            raise InvalidRequest(message, code="failed_to_download_image", param=param) from None
+            raise InvalidRequest(message, code=self._codes.failed, param=param) from None
 
-    async def _follow(self, text: str, param: str, accept: str) -> tuple[bytes, str]:
+    def check(self, url: str, *, param: str, https: bool = False) -> None:
+        """Refuse a URL that could never be reached from here, as far as can be said without asking for its name.
+
+        `https`: nothing else, unless private addresses are allowed. Raises InvalidRequest.
+        """
+        checked = self._checked(url, None, param)
+        if https and checked.scheme != "https" and not self._allow_private:
+            raise InvalidRequest("The URL must be https.", code="invalid_value", param=param)
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        """Post JSON to a user's URL; the HTTP status of the answer, which is not followed if it leads elsewhere.
+
+        Raises OutboundRefused when there was no answer.
+        """
+        connector = aiohttp.TCPConnector(resolver=_CheckedResolver(self), socket_factory=self._socket, limit=1)
+        try:
+            async with (
+                asyncio.timeout(POST_SECONDS),
+                aiohttp.ClientSession(connector=connector, auto_decompress=False, trust_env=False) as session,
+                session.post(
+                    self._checked(url, None, "url"),
+                    data=body,
+                    allow_redirects=False,
+                    headers={**headers, "content-type": "application/json", "user-agent": "Stateroom"},
+                ) as answer,
+            ):
+                return answer.status
+        except TimeoutError:
+            raise OutboundRefused(f"no answer within {POST_SECONDS:g} seconds") from None
+        except InvalidRequest as refusal:
+            raise OutboundRefused(refusal.message) from None
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:  # UnicodeError: no name server takes the name
+            if isinstance(error.__cause__, _Refused) or isinstance(error, _Refused):
+                raise OutboundRefused("a private address, which this server does not call") from None
+            raise OutboundRefused(type(error).__name__) from None
+
+    async def _follow(self, text: str, param: str, accept: str) -> Fetched:
         headers = {"accept": accept, "accept-encoding": "identity"}
         url = self._checked(text, None, param)
         for _ in range(REDIRECTS_MAX + 1):
@@ -60,18 +133,18 @@ class OutboundGuard:
                         continue
                     if answer.status != 200:
                         message = f"Downloading the URL failed: its server answered {answer.status}."
-                        raise InvalidRequest(message, code="failed_to_download_image", param=param)
+                        raise InvalidRequest(message, code=self._codes.failed, param=param)
                     if answer.headers.get("content-encoding", "identity").lower() != "identity":
                         message = "Downloading the URL failed: its server insists on compressing the content."
-                        raise InvalidRequest(message, code="failed_to_download_image", param=param)
-                    return await self._read(answer, param), answer.content_type
+                        raise InvalidRequest(message, code=self._codes.failed, param=param)
+                    return Fetched(await self._read(answer, param), answer.content_type, answer.charset or "")
             except (aiohttp.ClientError, OSError, UnicodeError) as error:  # UnicodeError: no name server takes the name
                 if isinstance(error.__cause__, _Refused) or isinstance(error, _Refused):
                     raise self._refusal(param) from None
                 message = f"Downloading the URL failed: {type(error).__name__}."
-                raise InvalidRequest(message, code="failed_to_download_image", param=param) from None
+                raise InvalidRequest(message, code=self._codes.failed, param=param) from None
         raise InvalidRequest(
-            f"The URL redirects more than {REDIRECTS_MAX} times.", code="failed_to_download_image", param=param
+            f"The URL redirects more than {REDIRECTS_MAX} times.", code=self._codes.failed, param=param
         )
 
     async def _read(self, answer: aiohttp.ClientResponse, param: str) -> bytes:
@@ -79,8 +152,9 @@ class OutboundGuard:
         async for chunk in answer.content.iter_chunked(65536):
             content += chunk
             if len(content) > self._bytes_max:
-                message = f"The content behind the URL is larger than {self._bytes_max} bytes."
-                raise InvalidRequest(message, code="image_file_too_large", param=param)
+                setting = self._codes.setting
+                message = f"The content behind the URL is larger than {self._bytes_max} bytes (`{setting}`)."
+                raise InvalidRequest(message, code=self._codes.too_large, param=param)
         return bytes(content)
 
     def _checked(self, text: str, base: URL | None, param: str) -> URL:
@@ -89,11 +163,11 @@ class OutboundGuard:
             url = URL(text) if base is None else base.join(URL(text))
             host = url.host
         except (ValueError, UnicodeError):
-            raise InvalidRequest("The URL is not valid.", code="invalid_image_url", param=param) from None
+            raise InvalidRequest("The URL is not valid.", code=self._codes.invalid_url, param=param) from None
         if url.scheme not in ("http", "https") or not host:
-            raise InvalidRequest("The URL must be http or https.", code="invalid_image_url", param=param)
+            raise InvalidRequest("The URL must be http or https.", code=self._codes.invalid_url, param=param)
         if url.user is not None or url.password is not None:
-            raise InvalidRequest("The URL must not carry credentials.", code="invalid_image_url", param=param)
+            raise InvalidRequest("The URL must not carry credentials.", code=self._codes.invalid_url, param=param)
         if _is_address(host) and not self.permits(host):
             raise self._refusal(param)
         return url
@@ -153,6 +227,18 @@ def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour
+
+
+class OutboundRefused(Exception):
+    """Nobody answered at a user's URL, or it may not be called."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    @property
+    def message(self) -> str:
+        return f"The URL could not be called: {self.reason}."
 
 
 class _Refused(OSError):

@@ -12,13 +12,22 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from stateroom import ids
-from stateroom.journal.entries import Item, ItemFinished, OpenItem, Usage, item_prefix
+from stateroom.agent.carried import reasoning_content, to_carry
+from stateroom.journal.entries import Answered, Item, ItemFinished, OpenItem, Usage, item_prefix
 
 PIECES_MAX: Final = 500_000
 """Deltas of one answer: each becomes an event that is kept."""
 
 CALLS_MAX: Final = 4_096
 """Calls of one answer, those that must not be made included."""
+
+STEERED: Final = "steered"
+"""Why an answer ended that the run's user interrupted."""
+
+CUT_SHORT: Final = frozenset({"length", "content_filter", STEERED})
+
+_OURS: Final = frozenset({"type", "summary", "content", "status"})
+"""Fields of a server's reasoning item that our own holds, too, or that say nothing."""
 
 
 class Listener(Protocol):
@@ -28,6 +37,7 @@ class Listener(Protocol):
     def text(self, index: int, delta: str, logprobs: list[Any] | None) -> None: ...
     def refusal(self, index: int, delta: str) -> None: ...
     def reasoning(self, index: int, delta: str) -> None: ...
+    def summary(self, index: int, part: int, delta: str) -> None: ...
     def arguments(self, index: int, delta: str) -> None: ...
     def item_closed(self, index: int, item_id: str, item: Item) -> None: ...
 
@@ -55,6 +65,15 @@ class _Open:
         self.call_id = ""
         self.shape: CallShape | None = None
         self.extra: dict[str, Any] | None = None
+        self.summaries: list[list[str]] = []
+        self.summary_part = -1
+        """The server's own number of the last of them."""
+        self.fields: Item = {}
+        """What the server said of it beside its content."""
+        self.upstream: dict[str, Any] | None = None
+        """What has to go back to its server as it came."""
+        self.over = False
+        """Its server has ended it: what follows is another item. It is closed when that begins."""
 
 
 class Assembler:
@@ -83,7 +102,10 @@ class Assembler:
         self._pieces = 0
         self._beside = 0
         """Bytes of what came beside the text: log probabilities, fields of calls that nobody knows, refused calls."""
-        self._too_many_calls = False
+        self._too_many = False
+        """Calls, or items of a server that speaks in items."""
+        self._items = 0
+        """Items that a server itself began or ended."""
         self.calls = 0
         """Calls that were accepted."""
         self.refused_calls: list[str] = []
@@ -93,11 +115,12 @@ class Assembler:
         if resumed is not None:
             self._flow = _Open(resumed.index, resumed.type)
             self._flow.pieces.append(resumed.text)
+            self._flow.logprobs.extend(resumed.logprobs)
             self.next_index = max(self.next_index, resumed.index + 1)
 
     def text(self, delta: str, logprobs: list[Any] | None = None) -> None:
         flow = self._flow
-        if flow is None or flow.kind != "message":
+        if flow is None or flow.kind != "message" or flow.over:
             flow = self._open_flow("message", {"role": "assistant", "content": []})
         flow.pieces.append(delta)
         self.size += len(delta)
@@ -110,7 +133,7 @@ class Assembler:
 
     def refuse(self, delta: str) -> None:
         flow = self._flow
-        if flow is None or flow.kind != "message":
+        if flow is None or flow.kind != "message" or flow.over:
             flow = self._open_flow("message", {"role": "assistant", "content": []})
         flow.refusal.append(delta)
         self.size += len(delta)
@@ -119,21 +142,66 @@ class Assembler:
             self.listener.refusal(flow.index, delta)
 
     def reason(self, delta: str) -> None:
-        flow = self._flow
-        if flow is None or flow.kind != "reasoning":
-            flow = self._open_flow("reasoning", {"type": "reasoning", "summary": []})
+        flow = self._reasoning()
         flow.pieces.append(delta)
         self.size += len(delta)
         self._pieces += 1
         if self.listener is not None:
             self.listener.reasoning(flow.index, delta)
 
+    def summarise(self, delta: str, part: int = 0) -> None:
+        """A piece of what is told of the reasoning; another `part` than before begins the next summary."""
+        flow = self._reasoning()
+        if not flow.summaries or part != flow.summary_part:
+            flow.summaries.append([])
+            flow.summary_part = part
+        flow.summaries[-1].append(delta)
+        self.size += len(delta)
+        self._pieces += 1
+        if self.listener is not None:
+            self.listener.summary(flow.index, len(flow.summaries) - 1, delta)
+
+    def item(self, item: Item, origin: str, *, done: bool) -> None:
+        """The server began or ended an item; what it has to get back of it is kept beside what is shown."""
+        if self._items >= CALLS_MAX:
+            self._too_many = True
+            return
+        self._items += 1
+        self._beside += len(msgspec.json.encode(item))
+        kind = item.get("type", "message")
+        if kind == "message":
+            self._message(item, done=done)
+        elif kind == "reasoning":
+            flow = self._reasoning(anew=not done)
+            if done:
+                flow.upstream = upstream_of(item, origin, summary=_summary(flow), text="".join(flow.pieces))
+                flow.over = True
+        else:
+            whole = {**item, "upstream": {"at": origin, "id": item.get("id")}}
+            whole.pop("id", None)
+            self._open_flow("whole", whole).fields = whole
+
+    def _message(self, item: Item, *, done: bool) -> None:
+        fields = {name: item[name] for name in ("phase",) if item.get(name)}
+        flow = self._flow
+        if not done:
+            self._open_flow("message", {"role": "assistant", "content": [], **fields}).fields = fields
+        elif flow is not None and flow.kind == "message":
+            flow.fields |= fields
+            flow.over = True
+
+    def _reasoning(self, *, anew: bool = False) -> _Open:
+        flow = self._flow
+        if flow is None or flow.kind != "reasoning" or flow.over or anew:
+            flow = self._open_flow("reasoning", {"type": "reasoning", "summary": []})
+        return flow
+
     def call(self, key: int, call_id: str, name: str, arguments: str, extra: dict[str, Any] | None) -> None:
         """A piece of the call that the backend knows by `key`."""
         self._pieces += 1
         if key not in self._calls:
             if len(self._calls) >= CALLS_MAX:
-                self._too_many_calls = True
+                self._too_many = True
                 return
             self._open_call(key, call_id, name)
         call = self._calls[key]
@@ -149,9 +217,9 @@ class Assembler:
             if self.listener is not None and call.shape is not None and call.shape.streams:
                 self.listener.arguments(call.index, arguments)
 
-    def end(self, finish: str, usage: Usage | None) -> None:
-        """Close everything; the last item carries `finish` and `usage`. An empty answer is an empty message."""
-        cut = finish in ("length", "content_filter")
+    def end(self, finish: str, usage: Usage | None, by: Answered | None = None) -> None:
+        """Close everything; the last item carries `finish`, `usage`, `by`. An empty answer is an empty message."""
+        cut = finish in CUT_SHORT
         if self._flow is None and not any(self._calls.values()) and not self.finished:
             self._open_flow("message", {"role": "assistant", "content": []})
         self._close_flow(cut=cut)
@@ -160,21 +228,23 @@ class Assembler:
                 self._close_call(call, cut=cut)
         self._calls.clear()
         last = self.finished.pop()
-        self.finished.append(ItemFinished(last.index, last.item, finish, usage))
+        self.finished.append(ItemFinished(last.index, last.item, finish, usage, by))
 
     def is_over(self, characters: int) -> bool:
         """Whether there is more of the answer than is kept of one."""
-        return self.size + self._beside > characters or self._pieces > PIECES_MAX or self._too_many_calls
+        return self.size + self._beside > characters or self._pieces > PIECES_MAX or self._too_many
 
     @property
     def begun(self) -> bool:
         """Whether anything of the answer was taken in: it cannot simply be asked for again then."""
-        return bool(self.size or self.calls or self.refused_calls)
+        return bool(self.size or self.calls or self.refused_calls or self._items)
 
     def forget_refused(self) -> None:
         """Be ready for another try at an answer of which nothing but refused calls came: their keys come again."""
         self.refused_calls.clear()
         self._calls.clear()
+        if self._flow is not None:
+            self._flow.upstream = None  # its server would refuse the reasoning without the call that came of it
 
     def cut_off(self) -> None:
         """Close what is open as incomplete: the answer will not go on."""
@@ -203,14 +273,25 @@ class Assembler:
         text = "".join(flow.pieces)
         item: Item
         if flow.kind == "reasoning":
-            item = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
-            if self.seal is not None:
-                item["encrypted_content"] = self.seal(text)
+            item = self._reasoning_item(flow, text)
+        elif flow.kind == "whole":
+            item = flow.fields
         else:
-            item = {"role": "assistant", "content": self._content(flow, text)}
+            item = {"role": "assistant", "content": self._content(flow, text), **flow.fields}
             if cut:
                 item["status"] = "incomplete"
         self._close(flow.index, item)
+
+    def _reasoning_item(self, flow: _Open, text: str) -> Item:
+        summary = _summary(flow)
+        item: Item = {"type": "reasoning", "summary": summary}
+        if text:
+            item["content"] = reasoning_content(text)
+        if flow.upstream is not None:
+            item["upstream"] = flow.upstream
+        if self.seal is not None:
+            item["encrypted_content"] = self.seal(to_carry(text, summary, flow.upstream))
+        return item
 
     def _content(self, flow: _Open, text: str) -> Any:
         if not flow.refusal and not flow.logprobs:
@@ -266,3 +347,16 @@ class Assembler:
 
     def _id(self, index: int, item: Item) -> str:
         return ids.item_id(item_prefix(item), self.key, ids.OUTPUT_BASE + index)
+
+
+def upstream_of(item: Item, origin: str, *, summary: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """What of a server's reasoning item has to go back there as it came, and is not in our own item."""
+    kept = {name: value for name, value in item.items() if value is not None and name not in _OURS}
+    for name, ours in (("summary", summary), ("content", reasoning_content(text))):
+        if item.get(name) and item[name] != ours:
+            kept[name] = item[name]
+    return {"at": origin, **kept}
+
+
+def _summary(flow: _Open) -> list[dict[str, Any]]:
+    return [{"type": "summary_text", "text": "".join(pieces)} for pieces in flow.summaries]

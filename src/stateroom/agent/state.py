@@ -13,21 +13,23 @@ from typing import Any
 import msgspec
 
 from stateroom import ids
+from stateroom.agent.compaction import COMPACTION
 from stateroom.journal.entries import (
     ContextItem,
     ConversationCreated,
     ConversationDeleted,
     ConversationUpdated,
     Entry,
+    Fact,
     Item,
     ItemAbandoned,
     ItemFinished,
     ItemsAdded,
     OutputItem,
-    Record,
     RunEnded,
     RunSettings,
     RunStarted,
+    RunSteered,
     RunView,
     ToolIntent,
     ToolOutcome,
@@ -64,6 +66,12 @@ class RunState:
         self.answer_start = 0
         """Position in `output` where the latest answer begins."""
         self.usage: Usage | None = None
+        self.counted_tokens = 0
+        """What the model said its latest answer and everything before it count; 0 when that is not known."""
+        self.counted_outputs = 0
+        """How many output items are in that count."""
+        self.steers: list[RunSteered] = []
+        """What its user said meanwhile, oldest first."""
         self.ended: RunEnded | None = None
         self.ended_at = 0
 
@@ -71,7 +79,7 @@ class RunState:
     def key(self) -> str:
         return ids.key_of(self.started.id)
 
-    def apply(self, record: Record, at: int) -> None:
+    def apply(self, record: Fact, at: int) -> None:
         """Take in one of this run's entries after the first."""
         match record:
             case ItemFinished():
@@ -83,6 +91,8 @@ class RunState:
             case ToolOutcome():
                 self.outcomes[record.index] = record
                 self._settle(record)
+            case RunSteered():
+                self.steers.append(record)
             case RunEnded():
                 self.ended = record
                 self.ended_at = at
@@ -97,10 +107,18 @@ class RunState:
         identifier = ids.item_id(prefix, self.key, ids.OUTPUT_BASE + record.index)
         self.output.append(OutputItem(record.index, identifier, record.item))
         self.next_index = max(self.next_index, record.index + 1)
+        self.usage = add_usage(self.usage, record.usage)
         if record.finish:
             self.finish = record.finish
             self.answers += 1
-            self.usage = add_usage(self.usage, record.usage)
+            # A caller who has it cut gets a count of what was left, which says nothing of the whole.
+            known = (
+                record.usage is not None and not record.usage.estimated and self.started.settings.truncation != "auto"
+            )
+            self.counted_tokens = record.usage.input + record.usage.output if record.usage and known else 0
+            self.counted_outputs = len(self.output)
+        elif record.item.get("type") == COMPACTION and "upstream" not in record.item:
+            self.counted_tokens, self.counted_outputs = 0, len(self.output)
 
     def _settle(self, outcome: ToolOutcome) -> None:
         """Write the outcome of a hosted call into its item."""
@@ -148,12 +166,20 @@ class BranchState:
         self.steering: list[Item] = []
         """Those of them that steer later runs: they bring tools along, or change the configuration."""
         self.open: RunState | None = None
+        self.steers: list[RunSteered] = []
+        """What was said to the run at its head and is still to be taken in, by the run that continues it."""
         self.conversation = ""
         self.metadata: dict[str, str] = {}
         self.deleted = False
         self.created_at = 0
         self.size = 0
         """Bytes of the entries that it was folded from."""
+        self.compacted_at = 0
+        """How many of its items stand up to its latest compaction."""
+        self.counted_at = 0
+        """How many of its items are in `counted_tokens`."""
+        self.counted_tokens = 0
+        """What a model said the context counted after its latest answer; 0 when that is not known."""
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry of the branch."""
@@ -163,14 +189,15 @@ class BranchState:
     def begin_own(self) -> None:
         """What comes next is the branch's own: of its parent it has the items, not the conversation or an open run."""
         self.conversation, self.metadata, self.created_at, self.deleted = "", {}, 0, False
-        self.open = None
+        self.open, self.steers = None, []
 
-    def apply_record(self, seq: int, run: int, at: int, record: Record) -> None:
+    def apply_record(self, seq: int, run: int, at: int, record: Fact) -> None:
         """As `apply`, for a record that is decoded already."""
         self.head = seq
         match record:
             case RunStarted():
                 self.open = RunState(seq, record, at)
+                self.steers = []
             case ItemsAdded():
                 self._extend(identified(record.key, record.items, seq))
             case ConversationCreated():
@@ -192,28 +219,45 @@ class BranchState:
         self.open = None
         if run.ended is not None and run.ended.status in VISIBLE_ENDS:
             self._extend(run.input_items(seq))
+            self.steers = run.steers
+            before = len(self.items)
             self._extend(run.output_items(seq))
+            if run.counted_outputs:
+                self.counted_at, self.counted_tokens = before + run.counted_outputs, run.counted_tokens
 
     def _extend(self, items: list[ContextItem]) -> None:
-        self.items.extend(items)
-        self.steering.extend(held.item for held in items if held.item.get("type") in STEERING)
+        for held in items:
+            self.items.append(held)
+            kind = held.item.get("type")
+            if kind in STEERING:
+                self.steering.append(held.item)
+            elif kind == COMPACTION and "upstream" not in held.item:  # another server's begins nothing anew here
+                self.compacted_at = len(self.items)
+                self.counted_at = self.counted_tokens = 0
 
     def erase(self, gone: Container[tuple[str, int]]) -> int:
         """Forget visible items, by id and seq; returns how many there were."""
         before = len(self.items)
         kept = [held for held in self.items if (held.id, held.seq) not in gone]
         self.items, self.steering = [], []
+        self.compacted_at = self.counted_at = self.counted_tokens = 0
         self._extend(kept)
         return before - len(kept)
 
     def fork(self, seq: int) -> BranchState:
         """The state of a new branch that shares this one up to `seq`."""
-        forked = BranchState()
+        forked = self.first(bisect_right(self.items, seq, key=lambda held: held.seq))
         forked.head = seq
+        return forked
+
+    def first(self, count: int) -> BranchState:
+        """The state of a new branch that begins with so many of this one's items."""
+        forked = BranchState()
         forked.size = self.size
-        count = bisect_right(self.items, seq, key=lambda held: held.seq)
         if count == len(self.items):
             forked.items, forked.steering = self.items[:], self.steering[:]
+            forked.compacted_at = self.compacted_at
+            forked.counted_at, forked.counted_tokens = self.counted_at, self.counted_tokens
         else:
             forked._extend(self.items[:count])
         return forked

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stateroom.api.http import Json, page_of, read_body, slice_page
+from stateroom.api.claims import Make, claim, conversation_once
+from stateroom.api.http import Json, listed, page_of, read_body, slice_page
 from stateroom.api.responses import principal
 from stateroom.runtime.conversations import Conversation, Conversations
+from stateroom.runtime.idempotency import Idempotency
 from stateroom.wire.items import unpack
 from stateroom.wire.requests import (
     Bounds,
@@ -30,8 +34,9 @@ from stateroom.wire.responses import (
 class ConversationsApi:
     """Handlers over the runtime."""
 
-    def __init__(self, conversations: Conversations, bounds: Bounds, body_bytes: int) -> None:
+    def __init__(self, conversations: Conversations, idempotency: Idempotency, bounds: Bounds, body_bytes: int) -> None:
         self._conversations = conversations
+        self._idempotency = idempotency
         self._bounds = bounds
         self._body_bytes = body_bytes
 
@@ -51,18 +56,24 @@ class ConversationsApi:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = decode_conversation(await self._body(request), self._bounds)
-        return _shown(
-            await self._conversations.create(principal(request).project, metadata=asked.metadata, items=asked.items)
+        body = await self._body(request)
+        asked = decode_conversation(body, self._bounds)
+        project = principal(request).project
+        return await self._once(
+            request,
+            body,
+            lambda new_id, also: self._conversations.create(
+                project, metadata=asked.metadata, items=asked.items, new_id=new_id, also=also
+            ),
         )
 
     async def page(self, request: Request) -> Response:
-        page = page_of(request.query_params)
-        found = await self._conversations.page(
-            principal(request).project, after=page.after, limit=page.limit, descending=page.descending
+        project = principal(request).project
+        return await listed(
+            request.query_params,
+            partial(self._conversations.page, project),
+            lambda each: conversation_object(each.id, each.created_at, each.metadata),
         )
-        shown = [conversation_object(each.id, each.created_at, each.metadata) for each in found[: page.limit]]
-        return Json(render_list(shown, len(found) > page.limit))
 
     async def retrieve(self, request: Request) -> Response:
         return _shown(await self._conversations.get(principal(request).project, _id(request)))
@@ -76,15 +87,21 @@ class ConversationsApi:
         return Json(render_deleted_conversation(_id(request)))
 
     async def fork(self, request: Request) -> Response:
-        asked = decode_fork(await self._body(request), self._bounds)
-        return _shown(
-            await self._conversations.fork(
-                principal(request).project,
+        body = await self._body(request)
+        asked = decode_fork(body, self._bounds)
+        project = principal(request).project
+        return await self._once(
+            request,
+            body,
+            lambda new_id, also: self._conversations.fork(
+                project,
                 _id(request),
                 after_item_id=asked.after_item_id,
                 response_id=asked.response_id,
                 metadata=asked.metadata,
-            )
+                new_id=new_id,
+                also=also,
+            ),
         )
 
     async def items(self, request: Request) -> Response:
@@ -96,8 +113,14 @@ class ConversationsApi:
         return Json(render_list([unpack(each.item, each.id) for each in shown], more))
 
     async def add_items(self, request: Request) -> Response:
-        items = decode_items(await self._body(request), self._bounds)
-        added = await self._conversations.add_items(principal(request).project, _id(request), items)
+        body = await self._body(request)
+        items = decode_items(body, self._bounds)
+        project = principal(request).project
+        async with claim(self._idempotency, request, body) as claimed:
+            if claimed.made:
+                added = await self._conversations.added(project, _id(request), int(claimed.made))
+            else:
+                added = await self._conversations.add_items(project, _id(request), items, also=claimed.also)
         return Json(render_list([unpack(each.item, each.id) for each in added], False))
 
     async def item(self, request: Request) -> Response:
@@ -110,6 +133,9 @@ class ConversationsApi:
                 principal(request).project, _id(request), request.path_params["item_id"]
             )
         )
+
+    async def _once(self, request: Request, body: bytes, make: Make) -> Response:
+        return _shown(await conversation_once(self._idempotency, self._conversations, request, body, make))
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self._body_bytes)

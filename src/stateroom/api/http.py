@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import Receive, Scope, Send
 
-from stateroom import ids
-from stateroom.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFound, StateroomError, TooLarge
+from stateroom.errors import InvalidRequest, MethodNotAllowed, NotFound, StateroomError, TooLarge
+from stateroom.telemetry.context import note_error
+from stateroom.wire.responses import render_list
 from stateroom.wire.sse import KEEPALIVE
 
 log = logging.getLogger("stateroom.api")
@@ -30,31 +30,38 @@ STALL_SECONDS = 60.0
 BODY_SECONDS = 30.0
 BODY_BYTES_PER_SECOND = 64 * 1024
 """How long a body may take: so many seconds, and what its size takes at this rate."""
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
     """The whole body. Raises TooLarge before more than `bytes_max` are kept."""
-    too_large = TooLarge(f"The request body is larger than {bytes_max} bytes (`limits.body_bytes`).")
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > bytes_max):
-        raise too_large
+        raise _too_large(bytes_max)
+    receive = request.receive
     chunks: list[bytes] = []
     size = 0
     began = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(BODY_SECONDS) as limit:
-            async for chunk in request.stream():
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    gone = "The client went away before its body was complete."
+                    raise InvalidRequest(gone, code="client_disconnected")
+                chunk: bytes = message.get("body", b"")
                 size += len(chunk)
                 if size > bytes_max:
-                    raise too_large
+                    raise _too_large(bytes_max)
                 chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
                 limit.reschedule(began + BODY_SECONDS + size / BODY_BYTES_PER_SECOND)
-    except ClientDisconnect:
-        raise InvalidRequest("The client went away before its body was complete.", code="client_disconnected") from None
     except TimeoutError:
         raise InvalidRequest("The request body came in too slowly.", code="body_too_slow") from None
-    return b"".join(chunks)
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"The request body is larger than {bytes_max} bytes (`limits.body_bytes`).")
 
 
 class Json(Response):
@@ -72,15 +79,22 @@ class Page(msgspec.Struct, frozen=True):
     descending: bool
 
 
-def page_of(query: QueryParams) -> Page:
-    """`after`, `before`, `limit` (1-100, 20) and `order` (desc) of a list request. Raises InvalidRequest."""
+def page_of(query: QueryParams, *, order: str = "desc") -> Page:
+    """`after`, `before`, `limit` (1-100, 20) and `order` of a list request. Raises InvalidRequest."""
     limit = query.get("limit") or "20"
     if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 100:
         raise InvalidRequest("`limit` must be a number from 1 to 100.", code="invalid_value", param="limit")
-    order = query.get("order") or "desc"
+    order = query.get("order") or order
     if order not in ("asc", "desc"):
         raise InvalidRequest("`order` must be `asc` or `desc`.", code="invalid_value", param="order")
     return Page(query.get("after") or "", query.get("before") or "", int(limit), order == "desc")
+
+
+async def listed(query: QueryParams, read: Callable[..., Awaitable[list[Any]]], show: Callable[[Any], Any]) -> Json:
+    """The page that a list request asks for. `read` gives what lies between its ends, and one more if there is more."""
+    page = page_of(query)
+    found = await read(after=page.after, before=page.before, limit=page.limit, descending=page.descending)
+    return Json(render_list([show(each) for each in found[: page.limit]], len(found) > page.limit))
 
 
 def slice_page(entries: list[Any], page: Page, param: str = "after") -> tuple[list[Any], bool]:
@@ -180,7 +194,7 @@ async def _wait_disconnect(receive: Receive) -> None:
         pass
 
 
-async def unless_dropped(request: Request, waited: asyncio.Future[None]) -> bool:
+async def unless_dropped(request: Request, waited: asyncio.Future[Any]) -> bool:
     """Wait for `waited`; False when the client went away first."""
     watching = asyncio.get_running_loop().create_task(_wait_disconnect(request.receive))
     try:
@@ -198,6 +212,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 def error_response(error: StateroomError) -> Response:
     """The answer that an error is sent as."""
+    note_error(error.code)
     return Json(msgspec.json.encode(error.body()), status_code=error.status, headers=error.headers())
 
 
@@ -207,77 +222,28 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 405:
         refusal = error_response(MethodNotAllowed(f"{request.method} is not allowed on {path}."))
-        refusal.headers.update(error.headers or {})
+        refusal.headers["allow"] = ", ".join(sorted(_allowed(request)))
         return refusal
     if error.status_code == 404:
         return error_response(NotFound(f"Unknown request URL: {request.method} {path}.", code="unknown_url"))
     return error_response(InvalidRequest(str(error.detail)))
 
 
+def _allowed(request: Request) -> set[str]:
+    """The methods of the routes with this path, each of which has its own; the first path that fits counts."""
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", "")}
+    routes: list[BaseRoute] = request.app.routes
+    while True:
+        fitting = [(route, *route.matches(scope)) for route in routes]
+        fitting = [each for each in fitting if each[1] is not Match.NONE]
+        if not fitting or not isinstance(mount := fitting[0][0], Mount):
+            break
+        scope, routes = {**scope, **fitting[0][2]}, mount.routes
+    paths = [(route.path, route.methods or set()) for route, _, _ in fitting if isinstance(route, Route)]
+    return {method for path, methods in paths if path == paths[0][0] for method in methods}
+
+
 async def answer_unexpected(request: Request, error: Exception) -> Response:
     """What nobody foresaw: the log has the trace, the client an id to quote."""
     log.error("request.broke path=%r", request.url.path, exc_info=error)
     return error_response(StateroomError("The server met an unexpected condition. Quote the x-request-id header."))
-
-
-class Edge:
-    """Outermost layer: a request id on every answer, and no requests that a web page sent behind its user's back.
-
-    A browser lets any page post to a loopback port. While no keys are asked for, requests whose Host or Origin is not
-    this machine are refused, which also defeats DNS rebinding.
-    """
-
-    def __init__(self, app: ASGIApp, *, loopback_only: bool) -> None:
-        self._app = app
-        self._loopback_only = loopback_only
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = ids.new_id("req").encode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
-
-        if self._loopback_only and not _is_local(scope):
-            refusal = Forbidden(
-                "This server answers requests to this machine only: the Host or Origin header names another one.",
-                code="foreign_origin",
-            )
-            await error_response(refusal)(scope, receive, send_with_id)
-            return
-        await self._app(scope, receive, send_with_id)
-
-
-def _is_local(scope: Scope) -> bool:
-    for name, value in scope["headers"]:
-        if name == b"host" and not _is_this_machine(_host(value.decode("latin-1"))):
-            return False
-        if name == b"origin" and not _is_this_machine(_origin(value.decode("latin-1"))):
-            return False
-    return True
-
-
-def _origin(value: str) -> str:
-    """The host of an origin; '' when it has none or cannot be read."""
-    try:
-        return urlsplit(value).hostname or ""
-    except ValueError:
-        return ""
-
-
-def _host(value: str) -> str:
-    return value if value.endswith("]") else value.rsplit(":", 1)[0]
-
-
-def _is_this_machine(host: str) -> bool:
-    host = host.lower()
-    if host in LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -7,22 +7,37 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stateroom import ids
 from stateroom.access.principal import Principal
-from stateroom.api.http import EventStream, Json, error_response, flag, page_of, read_body, slice_page, unless_dropped
-from stateroom.errors import InvalidRequest, StateroomError, UpgradeRefused
+from stateroom.api.claims import claim, conversation_once, earlier_run, failure_of
+from stateroom.api.http import (
+    EventStream,
+    Json,
+    error_response,
+    flag,
+    listed,
+    page_of,
+    read_body,
+    slice_page,
+    unless_dropped,
+)
+from stateroom.errors import InvalidRequest, ServerStopping
+from stateroom.journal.entries import RunView
 from stateroom.runtime.conversations import Conversations
+from stateroom.runtime.idempotency import Claim, Idempotency
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.runs import RunRequest, Runs
 from stateroom.runtime.stream import LiveStream
 from stateroom.wire.events import DONE, slice_events
 from stateroom.wire.items import unpack
-from stateroom.wire.requests import Bounds, check_include, decode_count, decode_create, decode_fork
+from stateroom.wire.requests import Bounds, CreateRequest, check_include, decode_count, decode_create, decode_fork
 from stateroom.wire.responses import (
     render_conversation,
     render_deleted_response,
@@ -37,9 +52,12 @@ SURFACE = "responses"
 class ResponsesApi:
     """Handlers over the runtime."""
 
-    def __init__(self, runs: Runs, conversations: Conversations, bounds: Bounds, body_bytes: int) -> None:
+    def __init__(
+        self, runs: Runs, conversations: Conversations, idempotency: Idempotency, bounds: Bounds, body_bytes: int
+    ) -> None:
         self._runs = runs
         self._conversations = conversations
+        self._idempotency = idempotency
         self._bounds = bounds
         self._body_bytes = body_bytes
 
@@ -57,21 +75,16 @@ class ResponsesApi:
         ]
 
     async def create(self, request: Request) -> Response:
-        asked = decode_create(await read_body(request, self._body_bytes), self._bounds)
-        run = await self._runs.create(
-            principal(request).project,
-            RunRequest(
-                settings=asked.settings,
-                input=asked.input,
-                previous=asked.previous,
-                conversation=asked.conversation,
-                background=asked.background,
-                stream=asked.stream,
-                store=asked.store,
-                obfuscate=asked.obfuscate,
-            ),
-            surface=SURFACE,
-        )
+        body = await read_body(request, self._body_bytes)
+        asked = decode_create(body, self._bounds)
+        who = principal(request)
+        async with claim(self._idempotency, request, body) as claimed:
+            waits = not (asked.stream or asked.background)
+            run = await earlier_run(self._runs, who.project, claimed, waits=waits, background=asked.background)
+            if run is None:
+                run = await self._create(who, asked, claimed)
+        if isinstance(run, RunView):
+            return await self._shown_again(who, asked, run)
         if asked.stream:
             assert run.stream is not None, "streamed runs have a stream"
             on_drop = None if run.stored else partial(self._runs.dispatcher.abandon, run)
@@ -79,6 +92,33 @@ class ResponsesApi:
         if asked.background:
             return Json(render_response(run.view()))
         return await self._finished(request, run)
+
+    async def _create(self, who: Principal, asked: CreateRequest, claimed: Claim) -> LiveRun:
+        run_id = ids.new_id("resp")
+        wanted = RunRequest(
+            settings=asked.settings,
+            input=asked.input,
+            previous=asked.previous,
+            conversation=asked.conversation,
+            background=asked.background,
+            stream=asked.stream,
+            store=asked.store,
+            obfuscate=asked.obfuscate,
+            also=claimed.also(run_id) if asked.store else (),
+            id=run_id,
+            key=who.key_id,
+        )
+        run = await self._runs.create(who.project, wanted, surface=SURFACE)
+        if not asked.store:
+            claimed.keep(run, run.done)
+        return run
+
+    async def _shown_again(self, who: Principal, asked: CreateRequest, view: RunView) -> Response:
+        """The answer to a request that was answered before, from what is stored."""
+        if asked.stream:
+            return EventStream(events(await self._runs.follow(who.project, view.id, after=-1), -1))
+        failure = None if asked.background else failure_of(view)
+        return error_response(failure) if failure is not None else Json(render_response(view))
 
     async def _finished(self, request: Request, run: LiveRun) -> Response:
         """Wait for the end. A stored run goes on without its client, another is cancelled with it."""
@@ -89,9 +129,7 @@ class ResponsesApi:
             return error_response(run.failure)
         if run.state.ended is None:
             message = "The server is shutting down; the response goes on when it is up again."
-            parked = StateroomError(message, code="server_stopping")
-            parked.status = 503
-            return error_response(parked)
+            return error_response(ServerStopping(message))
         return Json(render_response(run.view()))
 
     async def retrieve(self, request: Request) -> Response:
@@ -105,17 +143,8 @@ class ResponsesApi:
         return Json(render_response(await self._runs.view(principal(request).project, response_id)))
 
     async def page(self, request: Request) -> Response:
-        if request.headers.get("upgrade", "").lower() == "websocket":
-            raise UpgradeRefused("This server has no WebSocket mode; use POST /v1/responses with `stream`.")
-        page = page_of(request.query_params)
-        views = await self._runs.page(
-            principal(request).project, after=page.after, limit=page.limit, descending=page.descending
-        )
-        return Json(
-            render_list(
-                [msgspec.json.decode(render_response(view)) for view in views[: page.limit]], len(views) > page.limit
-            )
-        )
+        project = principal(request).project
+        return await listed(request.query_params, partial(self._runs.page, project), _as_listed)
 
     async def cancel(self, request: Request) -> Response:
         return Json(
@@ -128,13 +157,21 @@ class ResponsesApi:
         return Json(render_deleted_response(response_id))
 
     async def fork(self, request: Request) -> Response:
-        asked = decode_fork(await read_body(request, self._body_bytes), self._bounds)
+        body = await read_body(request, self._body_bytes)
+        asked = decode_fork(body, self._bounds)
         if asked.after_item_id or asked.response_id:
             message = "A response is forked at its own end: only `metadata` can be given. Fork a conversation instead."
             param = "after_item_id" if asked.after_item_id else "response_id"
             raise InvalidRequest(message, code="unsupported_parameter", param=param)
-        forked = await self._conversations.fork_chain(
-            principal(request).project, request.path_params["response_id"], asked.metadata or {}
+        project, response_id = principal(request).project, request.path_params["response_id"]
+        forked = await conversation_once(
+            self._idempotency,
+            self._conversations,
+            request,
+            body,
+            lambda new_id, also: self._conversations.fork_chain(
+                project, response_id, asked.metadata or {}, new_id=new_id, also=also
+            ),
         )
         return Json(render_conversation(forked.id, forked.created_at, forked.metadata))
 
@@ -170,6 +207,11 @@ def principal(request: Request) -> Principal:
     """Who is asking."""
     found: Principal = request.scope["stateroom.principal"]
     return found
+
+
+def _as_listed(view: RunView) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.json.decode(render_response(view))
+    return shown
 
 
 def _starting_after(value: str | None) -> int:

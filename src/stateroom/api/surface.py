@@ -20,6 +20,7 @@ class ResponsesSurface:
     """Implements `runtime.surface.Surface`."""
 
     name = "responses"
+    one_off = False
 
     def __init__(self, tools: Mapping[str, Tool]) -> None:
         self._hosted = {kind: _function(tool) for kind, tool in tools.items()}

@@ -7,16 +7,17 @@ are asked for; large ones, and every fsync, in a thread.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections import OrderedDict
+from collections.abc import AsyncGenerator
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal
 
-from stateroom.blobs.store import BlobDamaged, digest_of, is_digest
-from stateroom.errors import StorageError, StorageFull
+from stateroom.blobs.directory_writer import DirectoryBlobWriter
+from stateroom.blobs.files import TRANSLATED, open_private, put_in_place, sync_folder
+from stateroom.blobs.store import CHUNK_BYTES, BlobDamaged, BlobMissing, digest_of, is_digest
 
 _ASIDE: Final = "incoming"
 """Folder of files being written; on the same file system, so that a rename is atomic."""
@@ -24,7 +25,6 @@ _INLINE_BYTES: Final = 32 * 1024
 """Up to this size a file is read and written on the event loop: a hop to a thread costs more."""
 _KNOWN_MAX: Final = 4_096
 """Digests remembered as being there, so that putting the same bytes again costs their hash alone."""
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_directory(root: str | Path, *, durability: Literal["normal", "full"] = "normal") -> DirectoryBlobs:
@@ -34,8 +34,9 @@ def open_directory(root: str | Path, *, durability: Literal["normal", "full"] = 
     """
     root = Path(root)
     aside = root / _ASIDE
-    with _Translated():
-        aside.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with TRANSLATED:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside.mkdir(mode=0o700, exist_ok=True)
         for leftover in aside.iterdir():
             leftover.unlink()
     return DirectoryBlobs(root, durability=durability)
@@ -61,7 +62,7 @@ class DirectoryBlobs:
         async with self._locks[digest[0]]:
             self._written += 1
             write = partial(self._write, digest, data, self._root / _ASIDE / f"{digest}.{self._written}")
-            with _Translated():
+            with TRANSLATED:
                 if small and not self._full:
                     write()
                 else:
@@ -73,7 +74,7 @@ class DirectoryBlobs:
         if not is_digest(digest):
             return None
         path = self._path(digest)
-        with _Translated():
+        with TRANSLATED:
             try:
                 small = path.stat().st_size <= _INLINE_BYTES
                 return _read(path, digest) if small else await asyncio.to_thread(_read, path, digest)
@@ -86,18 +87,59 @@ class DirectoryBlobs:
         path = self._path(digest)
         self._known.pop(digest, None)  # at once: a put that comes while this waits for its turn must write it again
         async with self._locks[digest[0]]:
-            with _Translated():
+            with TRANSLATED:
                 path.unlink(missing_ok=True)
         if self._full and path.parent.is_dir():
-            with _Translated():
-                await asyncio.to_thread(_sync_folder, path.parent)
+            with TRANSLATED:
+                await asyncio.to_thread(sync_folder, path.parent)
 
     async def exists(self, digest: str) -> bool:
         return is_digest(digest) and (digest in self._known or self._path(digest).is_file())
 
     async def digests(self) -> list[str]:
-        with _Translated():
+        with TRANSLATED:
             return await asyncio.to_thread(self._list)
+
+    async def size(self, digest: str) -> int | None:
+        if not is_digest(digest):
+            return None
+        with TRANSLATED:
+            try:
+                return self._path(digest).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def writer(self) -> DirectoryBlobWriter:
+        self._written += 1
+        aside = self._root / _ASIDE / f"pieces.{self._written}"
+        return DirectoryBlobWriter(aside, full=self._full, put=self.put, place=self._place)
+
+    async def chunks(self, digest: str, *, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        with TRANSLATED, self._open(digest) as file:
+            left = os.fstat(file.fileno()).st_size if last is None else last + 1
+            left = max(left - first, 0)
+            file.seek(first)
+            small = left <= _INLINE_BYTES
+            while left:
+                wanted = min(left, CHUNK_BYTES)
+                data = file.read(wanted) if small else await asyncio.to_thread(file.read, wanted)
+                if not data:
+                    return
+                left -= len(data)
+                yield data
+
+    def _open(self, digest: str) -> FileIO:
+        try:
+            return FileIO(str(self._path(digest)) if is_digest(digest) else "")
+        except FileNotFoundError:
+            raise BlobMissing(f"Blob {digest!r} is not there.") from None
+
+    async def _place(self, aside: Path, digest: str) -> None:
+        """Give a file that is written its name."""
+        async with self._locks[digest[0]]:
+            place = partial(put_in_place, aside, self._path(digest), self._root, full=self._full)
+            await asyncio.to_thread(place)
+            self._remember(digest)
 
     def _list(self) -> list[str]:
         names = [folder.name + file.name for folder in self._root.iterdir() for file in folder.iterdir()]
@@ -114,21 +156,15 @@ class DirectoryBlobs:
     def _write(self, digest: str, data: bytes, aside: Path) -> None:
         path = self._path(digest)
         try:
-            with open(aside, "xb", opener=_open_private) as file:
+            with open(aside, "xb", opener=open_private) as file:
                 file.write(data)
                 if self._full:
                     file.flush()
                     os.fsync(file.fileno())
-            if not path.parent.is_dir():
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                if self._full:
-                    _sync_folder(self._root)
-            aside.replace(path)
+            put_in_place(aside, path, self._root, full=self._full)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        if self._full:
-            _sync_folder(path.parent)
 
 
 def _read(path: Path, digest: str) -> bytes:
@@ -136,39 +172,3 @@ def _read(path: Path, digest: str) -> bytes:
     if digest_of(data) != digest:
         raise BlobDamaged(f"Blob {digest} is damaged: its bytes have changed on the disk. Restore it from a backup.")
     return data
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: it is the folder that remembers names."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Translated:
-    """Lets no error of the operating system out of its block."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise _translate(error) from error
-
-
-def _translate(error: OSError) -> StorageError:
-    if error.errno in _NO_ROOM:
-        return StorageFull(
-            "The disk with the data directory is full: nothing of this was kept. Make room, then try again."
-        )
-    return StorageError(
-        f"A blob could not be read or written ({error.strerror}). See the disk's state and permissions."
-    )

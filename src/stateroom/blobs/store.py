@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import AsyncGenerator
 from typing import Final, Protocol
 
 from stateroom.errors import StorageError
+
+CHUNK_BYTES: Final = 256 * 1024
+"""The largest piece that a blob is read in."""
 
 _DIGEST: Final = re.compile(r"\A[0-9a-f]{64}\Z")
 
@@ -35,6 +39,59 @@ class Blobs(Protocol):
     async def digests(self) -> list[str]:
         """Every blob there is."""
         ...
+
+    async def size(self, digest: str) -> int | None:
+        """How many bytes it has; None when it is not there."""
+        ...
+
+    def writer(self) -> BlobWriter:
+        """For bytes that come in pieces and are never whole in memory."""
+        ...
+
+    def chunks(self, digest: str, *, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The bytes from `first` to `last` (inclusive; None: the end), in pieces of at most 256 KiB.
+
+        Not checked against the digest, which only whole bytes can be. Raises StorageError when it is not there.
+        """
+        ...
+
+
+class BlobWriter(Protocol):
+    """One blob in the making: `write` any number of times, then `finish` or `abort` once; one call at a time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The digest of the bytes written so far."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Raises StorageFull."""
+        ...
+
+    async def finish(self) -> str:
+        """Keep what was written; its digest. Durable when it returns, as far as the store is."""
+        ...
+
+    async def abort(self) -> None:
+        """Leave nothing behind. May be called at any time, also after `finish`, when it does nothing."""
+        ...
+
+
+class WriterClosed(StorageError):
+    """A blob that was finished or aborted, or whose writing failed, takes no more bytes."""
+
+    code = "blob_writer_closed"
+
+
+class BlobMissing(StorageError):
+    """The bytes that are asked for are not there."""
+
+    code = "blob_missing"
 
 
 class BlobDamaged(StorageError):

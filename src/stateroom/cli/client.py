@@ -9,19 +9,22 @@ import http.client
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import closing
-from typing import Annotated, Any, TypeAlias
+from contextlib import closing, suppress
+from typing import Annotated, Any, BinaryIO, Final, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 import typer
 
 from stateroom.cli.failure import USAGE, CommandFailed
+from stateroom.reasons import reason
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
 """A model on a slow machine may think for minutes."""
+
+_PIECE_BYTES: Final = 256 * 1024
 
 Url: TypeAlias = Annotated[
     str,
@@ -94,6 +97,39 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 raise self._broken(error) from None
 
+    def download(self, path: str, target: BinaryIO) -> int:
+        """Write the bytes of an answer, and say how many there are. Raises Refused and ServerDown."""
+        with closing(self._connect()) as connection:
+            try:
+                answer = self._send(connection, "GET", path, None, None)
+                if answer.status >= 400:
+                    _decoded(answer, answer.read(), self.url)
+                declared, size = int(answer.headers.get("content-length") or -1), 0
+                while piece := answer.read(_PIECE_BYTES):
+                    size += target.write(piece)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._broken(error) from None
+            if size != declared >= 0:
+                raise self._broken(OSError("the answer ended too early"))
+            return size
+
+    def upload(self, path: str, source: BinaryIO, size: int, media: str, *, query: Mapping[str, Any]) -> Any:
+        """The decoded answer to a body that is sent as it is read. Raises Refused and ServerDown."""
+        with closing(self._connect()) as connection:
+            headers = {**self._headers(), "content-type": media, "content-length": str(size)}
+            try:
+                connection.putrequest("POST", self._target(path, query), skip_accept_encoding=True)
+                for name, value in headers.items():
+                    connection.putheader(name, value)
+                connection.endheaders()
+                with suppress(BrokenPipeError, ConnectionResetError):  # the server says why in its answer
+                    while piece := source.read(_PIECE_BYTES):
+                        connection.send(piece)
+                answer = connection.getresponse()
+                return _decoded(answer, answer.read(), self.url)
+            except (OSError, http.client.HTTPException) as error:
+                raise self._broken(error) from None
+
     def _connect(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
         try:
@@ -112,27 +148,33 @@ class Client:
         body: Mapping[str, Any] | None,
         query: Mapping[str, Any] | None,
     ) -> http.client.HTTPResponse:
+        headers = self._headers()
+        if body is not None:
+            headers["content-type"] = "application/json"
+        encoded = None if body is None else msgspec.json.encode(body)
+        connection.request(method, self._target(path, query), encoded, headers)
+        return connection.getresponse()
+
+    def _headers(self) -> dict[str, str]:
         headers = {"accept": "application/json, text/event-stream", "user-agent": "stateroom-cli"}
         if self._key:
             headers["authorization"] = f"Bearer {self._key}"
-        if body is not None:
-            headers["content-type"] = "application/json"
+        return headers
+
+    def _target(self, path: str, query: Mapping[str, Any] | None) -> str:
         given = {name: value for name, value in (query or {}).items() if value not in (None, "")}
-        target = f"{self._parts.path.rstrip('/')}{path}" + (f"?{urlencode(given)}" if given else "")
-        connection.request(method, target, None if body is None else msgspec.json.encode(body), headers)
-        return connection.getresponse()
+        return f"{self._parts.path.rstrip('/')}{path}" + (f"?{urlencode(given)}" if given else "")
 
     def _down(self, error: Exception) -> ServerDown:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return ServerDown(
-            f"No server answers at {self.url} ({reason or type(error).__name__}).",
+            f"No server answers at {self.url}: {reason(error)}.",
             remedy="Start one with `stateroom serve`, or name another with --url or STATEROOM_URL.",
         )
 
     def _broken(self, error: Exception) -> ServerDown:
-        reason = "it sent nothing for too long" if isinstance(error, socket.timeout) else str(error)
+        why = "it sent nothing for too long" if isinstance(error, socket.timeout) else reason(error)
         return ServerDown(
-            f"The connection to {self.url} broke ({reason or type(error).__name__}).",
+            f"The connection to {self.url} broke: {why}.",
             remedy="What the server had acknowledged is kept: try again.",
         )
 

@@ -19,7 +19,14 @@ import msgspec
 from msgspec import inspect
 
 from stateroom.cli.failure import USAGE, CommandFailed
-from stateroom.settings import BackendSettings, Settings
+from stateroom.settings import (
+    PROJECT_NAME,
+    PROJECT_RULE,
+    BackendSettings,
+    EmbeddingsSettings,
+    ProjectSettings,
+    Settings,
+)
 
 DEFAULT_FILE = "stateroom.toml"
 PREFIX = "STATEROOM_"
@@ -30,6 +37,8 @@ _KEY_ENV = "backend_key_env"
 _ALIASES = {"backend": "backends"}
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST\Z|_SERVICE_PORT(_\w+)?\Z|_PORT_\d+_(TCP|UDP)(_\w+)?\Z")
 _ADDRESS = re.compile(r"(tcp|udp)://")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+/?", re.IGNORECASE)
+_PROJECTS_EXAMPLE = '{"shop": {"runs": 4}}'
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -73,15 +82,23 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
     given.update(_from_options(overrides))
     key_env = given.pop((_KEY_ENV,), None)
     named = given.pop(("backends",), None)
+    own = given.pop(("projects",), None)
     backends = _backends(named, key_env)
     values = _build(Settings, given)
     _expand(values, "data", given.get(("data",)))
     _expand(values["embedded"], "cache_dir", given.get(("embedded", "cache_dir")))
-    settings = msgspec.convert({**values, "backends": backends}, Settings)
-    _check_keys(settings.backends, environ)
+    _check_embeddings(values["embeddings"], given)
+    _check_origins(values, given.get(("cors_origins",)))
+    projects = _projects(own, values["project"])
+    settings = msgspec.convert({**values, "backends": backends, "projects": projects}, Settings)
+    _check_keys([*settings.backends, settings.embeddings], environ)
     sources = {".".join(path): value.origin for path, value in given.items()}
-    sources |= {name: value.origin for name, value in (("backends", named), (_KEY_ENV, key_env)) if value is not None}
+    sources |= {name: value.origin for name, value in _apart(named, key_env, own) if value is not None}
     return Loaded(settings, sources)
+
+
+def _apart(named: Given | None, key_env: Given | None, own: Given | None) -> tuple[tuple[str, Given | None], ...]:
+    return ("backends", named), (_KEY_ENV, key_env), ("projects", own)
 
 
 # -- sources ----------------------------------------------------------------------------------------------------------
@@ -146,14 +163,16 @@ def _from_environment(environ: Mapping[str, str]) -> dict[KeyPath, Given]:
 
 def variables() -> dict[str, KeyPath]:
     """The environment variable of every setting, such as STATEROOM_LIMITS__RUNS -> (limits, runs)."""
-    names: dict[str, KeyPath] = {}
-    for name, field in _fields(Settings).items():
+    return {PREFIX + "__".join(path).upper(): path for path in _paths(Settings)}
+
+
+def _paths(struct: Any, above: KeyPath = ()) -> Iterable[KeyPath]:
+    """The place of every value in a struct and the structs within it."""
+    for name, field in _fields(struct).items():
         if isinstance(field.type, inspect.StructType):
-            for inner in _fields(field.type.cls):
-                names[f"{PREFIX}{name}__{inner}".upper()] = (name, inner)
+            yield from _paths(field.type.cls, (*above, name))
         else:
-            names[f"{PREFIX}{name}".upper()] = (name,)
-    return names
+            yield (*above, name)
 
 
 def _is_foreign(name: str, value: str) -> bool:
@@ -238,12 +257,64 @@ def _backend(entry: Any, origin: str, key_env: Given | None) -> BackendSettings:
         given[("key_env",)] = key_env
     values = _build(BackendSettings, given)
     values["url"] = _url(values["url"], f"{origin}.url" if isinstance(entry, dict) else origin)
-    if values.get("key_env") and not _VARIABLE.match(values["key_env"]):
-        raise BadSetting(
-            f"{given[('key_env',)].origin}: expected the NAME of an environment variable that holds the key, "
-            "not the key itself."
-        )
+    _check_name(values, given.get(("key_env",)))
     return msgspec.convert(values, BackendSettings)
+
+
+def _projects(given: Given | None, default: Mapping[str, Any]) -> dict[str, ProjectSettings]:
+    """What each project has of its own, over what holds for all."""
+    table = given.value if given is not None else {}
+    origin = given.origin if given is not None else ""
+    if given is not None and given.text:
+        try:
+            table = msgspec.json.decode(given.value)
+        except msgspec.DecodeError as error:
+            raise BadSetting(f"{origin}: expected JSON such as {_PROJECTS_EXAMPLE}: {error}.") from None
+    if not isinstance(table, dict):
+        raise BadSetting(f"{origin}: expected a table for each project, got {_shown(table)}.")
+    projects: dict[str, ProjectSettings] = {}
+    for name, said in table.items():
+        if not PROJECT_NAME.fullmatch(name):
+            raise BadSetting(f"{origin}: {_shown(name)} is no name for a project; {PROJECT_RULE}.")
+        if not isinstance(said, dict):
+            raise BadSetting(f"{origin}.{name}: expected a table, got {_shown(said)}.")
+        own = dict(_flatten(ProjectSettings, said, f"{origin}.{name}", ()))
+        projects[name] = msgspec.convert(_over(default, _build(ProjectSettings, own)), ProjectSettings)
+    return projects
+
+
+def _over(default: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The default values with one's own in their place, table by table."""
+    merged = dict(default)
+    for name, value in own.items():
+        held = merged.get(name)
+        merged[name] = _over(held, value) if isinstance(value, dict) and isinstance(held, dict) else value
+    return merged
+
+
+def _check_origins(values: Mapping[str, Any], given: Given | None) -> None:
+    """An origin with a path would match nothing and look as if it did."""
+    for origin in values.get("cors_origins", ()):
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            place = given.origin if given is not None else "cors_origins"
+            raise BadSetting(f"{place}: expected origins such as https://app.example, got {_shown(origin)}.")
+
+
+def _check_embeddings(values: dict[str, Any], given: Mapping[KeyPath, Given]) -> None:
+    """Check the server for embeddings alone, if there is one."""
+    if values.get("url"):
+        values["url"] = _url(values["url"], given[("embeddings", "url")].origin)
+    for name in ("key_env", "models"):
+        if values.get(name) and not values.get("url"):
+            raise BadSetting(f"{given[('embeddings', name)].origin} needs a server: set embeddings.url too.")
+    _check_name(values, given.get(("embeddings", "key_env")))
+
+
+def _check_name(values: Mapping[str, Any], given: Given | None) -> None:
+    if given is not None and values["key_env"] and not _VARIABLE.match(values["key_env"]):
+        raise BadSetting(
+            f"{given.origin}: expected the NAME of an environment variable that holds the key, not the key itself."
+        )
 
 
 def _url(url: str, origin: str) -> str:
@@ -262,7 +333,7 @@ def _url(url: str, origin: str) -> str:
     return url.rstrip("/")
 
 
-def _check_keys(backends: Iterable[BackendSettings], environ: Mapping[str, str]) -> None:
+def _check_keys(backends: Iterable[BackendSettings | EmbeddingsSettings], environ: Mapping[str, str]) -> None:
     for backend in backends:
         if backend.key_env and not environ.get(backend.key_env):
             # A key pasted in the place of a name must not be printed.

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
+from stateroom.cli.export import export_conversation, import_conversation
 from stateroom.cli.responses import show_fork, show_more
 from stateroom.cli.terminal import is_terminal, moment, say, show_fields, show_json, show_table
 from stateroom.cli.transcript import show_item
@@ -15,10 +16,12 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="A conversation's id, conv
 
 
 def commands() -> typer.Typer:
-    group = typer.Typer(no_args_is_help=True, help="List, show, fork and delete conversations.")
+    group = typer.Typer(no_args_is_help=True, help="List, show, fork, move and delete conversations.")
     group.command("list")(list_conversations)
     group.command("show")(show_conversation)
     group.command("fork")(fork_conversation)
+    group.command("export")(export_conversation)
+    group.command("import")(import_conversation)
     group.command("delete")(delete_conversation)
     return group
 

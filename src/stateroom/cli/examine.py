@@ -134,9 +134,9 @@ def sources(loaded: Loaded) -> Finding:
 
 
 def address(settings: Settings) -> Finding:
-    from stateroom.app import bind
+    from stateroom.serving import bind
 
-    refuse_open_bind(settings.host)
+    refuse_open_bind(settings)
     where = f"{settings.host}:{settings.port}"
     try:
         bind(settings.host, settings.port).close()
@@ -179,7 +179,7 @@ def disk(settings: Settings) -> Finding:
 
 
 def journal(settings: Settings) -> Finding:
-    from stateroom.app import JOURNAL
+    from stateroom.journal.layout import JOURNAL
     from stateroom.journal.migrations import check_header
     from stateroom.journal.sqlite_check import check_file
     from stateroom.journal.statements import read_migrations
@@ -270,6 +270,8 @@ def engine(settings: Settings) -> Finding:
 
 async def _speak(backend: Backend, where: str) -> Finding:
     """Ask a backend for its models and one token."""
+    from stateroom.models.dialects import dialect_of
+
     try:
         async with asyncio.timeout(BACKEND_SECONDS):
             models = await backend.models()
@@ -277,6 +279,7 @@ async def _speak(backend: Backend, where: str) -> Finding:
                 return failed(f"{where} is up and serves no model", "Load a model there.")
             began = time.monotonic()
             text = await _first_text(backend, models[0].id)
+            spoken = f" in {dialect}" if (dialect := dialect_of(backend)) else ""
     except TimeoutError:
         return failed(f"{where} did not answer within {BACKEND_SECONDS:.0f} s", "Look at its own log.")
     except BackendError as error:
@@ -285,7 +288,7 @@ async def _speak(backend: Backend, where: str) -> Finding:
     finally:
         await backend.close()
     names = ", ".join(model.id for model in models[:4]) + (" …" if len(models) > 4 else "")
-    return ok(f"{where} serves {names}; said {text!r} after {time.monotonic() - began:.2f} s")
+    return ok(f"{where} serves {names}; said {text!r}{spoken} after {time.monotonic() - began:.2f} s")
 
 
 async def _first_text(backend: Backend, model: str) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stateroom.errors import DirectoryInUse, StateroomError
+
 ERROR = 1
 """The command could not do what it was asked."""
 USAGE = 2
@@ -23,3 +28,16 @@ class CommandFailed(Exception):
         self.remedy = remedy
         if exit_code is not None:
             self.exit_code = exit_code
+
+
+@contextmanager
+def data_directory_failures() -> Iterator[None]:
+    """Lets only CommandFailed out of a block that works on the data directory of a server that is stopped."""
+    try:
+        yield
+    except DirectoryInUse as error:
+        raise CommandFailed(error.message, remedy="Stop that server first.", exit_code=DIRECTORY_IN_USE) from None
+    except StateroomError as error:
+        raise CommandFailed(error.message) from None
+    except OSError as error:
+        raise CommandFailed(f"{error.filename or 'The disk'} cannot be used: {error.strerror}.") from None

@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
-from stateroom.cli import conversations, responses
+from stateroom.cli import conversations, keys, projects, responses
 from stateroom.cli.chat import chat
+from stateroom.cli.data import backup, rebuild, restore, verify
 from stateroom.cli.doctor import doctor
 from stateroom.cli.failure import INTERRUPTED, CommandFailed
+from stateroom.cli.health import health
 from stateroom.cli.serve import serve
 from stateroom.cli.terminal import safe, say
 
@@ -49,7 +51,15 @@ def program() -> typer.Typer:
     tree.command()(chat)
     tree.add_typer(responses.commands(), name="responses")
     tree.add_typer(conversations.commands(), name="conversations")
+    tree.add_typer(keys.commands(), name="keys")
+    tree.command()(verify)
+    tree.command()(backup)
+    tree.command()(restore)
+    tree.command()(rebuild)
+    tree.command()(projects.compact)
+    tree.add_typer(projects.commands(), name="projects")
     tree.command()(doctor)
+    tree.command()(health)
     return tree
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
+from stateroom.cli.export import export_response
 from stateroom.cli.terminal import is_terminal, moment, one_line, say, show_fields, show_json, show_table
 from stateroom.cli.transcript import preview, show_item, tokens
 
@@ -20,6 +21,7 @@ def commands() -> typer.Typer:
     group.command("show")(show_response)
     group.command("fork")(fork_response)
     group.command("cancel")(cancel_response)
+    group.command("export")(export_response)
     group.command("delete")(delete_response)
     return group
 

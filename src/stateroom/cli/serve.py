@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import ipaddress
 import os
 import sys
 import time
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from stateroom.access.addresses import is_loopback
 from stateroom.cli.client import DEFAULT_URL
 from stateroom.cli.configuration import load_settings
 from stateroom.cli.failure import DIRECTORY_IN_USE, USAGE, CommandFailed
@@ -23,14 +24,15 @@ from stateroom.errors import DirectoryInUse, StateroomError
 from stateroom.journal.lock import lock_directory
 
 if TYPE_CHECKING:
-    from stateroom.app import ServerInfo
+    from stateroom.serving import ServerInfo
     from stateroom.settings import Settings
 
 QUIET_SECONDS = 1.0
 """Between two lines about the same thing."""
 
 Host: TypeAlias = Annotated[
-    str | None, typer.Option(help="Address to listen on: a loopback one. (STATEROOM_HOST) Default: 127.0.0.1.")
+    str | None,
+    typer.Option(help="Address to listen on; any but a loopback one needs a key. (STATEROOM_HOST) Default: 127.0.0.1."),
 ]
 Port: TypeAlias = Annotated[
     int | None, typer.Option(help="Port; 0 takes any free one. (STATEROOM_PORT) Default: 8000.")
@@ -73,40 +75,43 @@ def serve(
         "backend_key_env": backend_key_env,
     }
     settings = load_settings(config, os.environ, overrides)
-    refuse_open_bind(settings.host)
+    refuse_open_bind(settings)
     raise typer.Exit(_run(settings))
 
 
-def refuse_open_bind(host: str) -> None:
-    """Whoever reaches the port may use everything: without keys, only this machine may reach it."""
-    if is_loopback(host):
+def refuse_open_bind(settings: Settings) -> None:
+    """Other machines reach this address: without a key that opens the server nobody could use it there."""
+    if is_loopback(settings.host) or has_usable_key(Path(settings.data)):
         return
     raise CommandFailed(
-        f"Stateroom does not listen on {host}, which is no loopback address: other machines could reach it there, "
-        "and it has no access keys yet.",
-        remedy="Listen on 127.0.0.1 and put an SSH tunnel, or a reverse proxy that checks who calls, in front of it "
-        "on this machine.",
+        f"Stateroom does not listen on {settings.host}, where other machines reach it, without an access key.",
+        remedy=f"Make one with `stateroom keys create --name NAME --data {settings.data}`, or listen on 127.0.0.1.",
         exit_code=USAGE,
     )
 
 
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
+def has_usable_key(data: Path) -> bool:
+    """Whether there is a key that opens the server. Makes no file. Raises CommandFailed."""
+    from stateroom.access import keys as access_keys  # lazy: `stateroom --help` must not pay for SQLite
+
+    path = data / access_keys.FILE
+    if not path.is_file():
         return False
+    try:
+        with contextlib.closing(access_keys.open_keys(path)) as keys:
+            return keys.is_usable()
+    except StateroomError as error:
+        raise CommandFailed(error.message) from None
 
 
 def _run(settings: Settings) -> int:
-    from stateroom import app  # lazy: `stateroom --help` must not pay for the server
+    from stateroom import serving  # lazy: `stateroom --help` must not pay for the server
 
     progress = Progress()
     progress.hold()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(app.serve(settings, lambda info: _announce(info, progress), progress.show))
+            return runner.run(serving.serve(settings, lambda info: _announce(info, progress), progress.show))
     except DirectoryInUse as error:
         progress.clear()
         raise _in_use(error) from None
@@ -222,6 +227,7 @@ def banner(info: ServerInfo) -> list[tuple[str, str]]:
         "normal": 'normal: answers survive kill -9 ("full": power loss too)',
         "full": "full: answers survive kill -9 and power loss",
     }
+    key = "sk-stateroom-…" if info.keyed else "unused"
     lines = [
         ("", ""),
         (f"  Stateroom {version('stateroom')} is ready.", "bold green"),
@@ -235,15 +241,17 @@ def banner(info: ServerInfo) -> list[tuple[str, str]]:
     if info.embedded:
         lines.append(("              a smoke-test model: small, quick to start, and often wrong;", "yellow"))
         lines.append(("              name a real model server with --backend http://host:9001/v1", "yellow"))
+    if info.keyed:
+        lines.append(("  keys        asked for; `stateroom keys create` makes one", ""))
     return [
         *lines,
         (f"  durability  {kept.get(info.durability, info.durability)}", ""),
         ("", ""),
         ("  From Python:", "dim"),
         ("      from openai import OpenAI", ""),
-        (f'      client = OpenAI(base_url="{url}", api_key="unused")', ""),
+        (f'      client = OpenAI(base_url="{url}", api_key="{key}")', ""),
         ("  From anything else that speaks OpenAI's API:", "dim"),
-        (f"      export OPENAI_BASE_URL={url} OPENAI_API_KEY=unused", ""),
+        (f"      export OPENAI_BASE_URL={url} OPENAI_API_KEY={key}", ""),
         ("", ""),
         (f"  Talk to it: stateroom chat{_chat_url(url)}     Stop it: Ctrl-C", "dim"),
         ("", ""),

@@ -23,12 +23,16 @@ KIND_CODES: Final[dict[str, int]] = {
     Kind.CONVERSATION_DELETED: 10,
     Kind.ITEMS_ADDED: 11,
     Kind.ERASED: 12,
+    Kind.RECORD_PUT: 13,
+    Kind.RECORD_NOTED: 14,
+    Kind.RECORD_DROPPED: 15,
+    Kind.RUN_STEERED: 16,
 }
 """From 2 to 63: SQLite keeps each of them in one byte, so that a change of kind does not change a row's size."""
 PADDED: Final = 64
 """Added to the code of an entry whose body was shortened and filled up with spaces to its former length."""
 STATUS_CODES: Final[dict[str, int]] = {"in_progress": 0, "completed": 1, "incomplete": 2, "failed": 3, "cancelled": 4}
-SURFACE_CODES: Final[dict[str, int]] = {"responses": 0}
+SURFACE_CODES: Final[dict[str, int]] = {"responses": 0, "chat": 1}
 
 _KINDS: Final[dict[int, str]] = {code: str(kind) for kind, code in KIND_CODES.items()}
 _ERASED: Final = _KINDS[KIND_CODES[Kind.ERASED]]
@@ -82,3 +86,8 @@ def pack_digest(digest: str) -> bytes | str:
 def pack_identifier(identifier: str) -> bytes:
     """Sixteen bytes that stand for an id of any length and content."""
     return hashlib.blake2b(identifier.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def pack_record(collection: str, record_id: str) -> bytes:
+    """The same for a record, whose id is its own within its collection."""
+    return pack_identifier(f"{collection}\0{record_id}")

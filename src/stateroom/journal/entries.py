@@ -1,7 +1,7 @@
-"""What the journal holds: frozen records, written once and read for ever.
+"""What the journal holds: frozen facts, written once and read for ever.
 
-An entry is one committed fact at (branch, seq). Its `body` is the JSON of one of the records below, chosen by `kind`.
-A record may gain fields with defaults; it never loses or redefines one. Nothing here follows anybody's wire format:
+An entry is one committed fact at (branch, seq). Its `body` is the JSON of one of the facts below, chosen by `kind`.
+A fact may gain fields with defaults; it never loses or redefines one. Nothing here follows anybody's wire format:
 an `Item` is a JSON object in the shape that `wire.items.pack` makes of an OpenAI item, without what can be derived
 (its id, `type: message`, `status: completed`, empty lists), and with the unknown fields that came with it.
 """
@@ -26,9 +26,10 @@ class Effect(StrEnum):
 
 
 class Kind(StrEnum):
-    """The kinds of entries, each with its record."""
+    """The kinds of entries, each with its fact."""
 
     RUN_STARTED = "run.started"
+    RUN_STEERED = "run.steered"
     ITEM_FINISHED = "item.finished"
     ITEM_ABANDONED = "item.abandoned"
     TOOL_INTENT = "tool.intent"
@@ -38,6 +39,9 @@ class Kind(StrEnum):
     CONVERSATION_UPDATED = "conversation.updated"
     CONVERSATION_DELETED = "conversation.deleted"
     ITEMS_ADDED = "items.added"
+    RECORD_PUT = "record.put"
+    RECORD_NOTED = "record.noted"
+    RECORD_DROPPED = "record.dropped"
     ERASED = "erased"
 
 
@@ -80,7 +84,15 @@ class RunSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     truncation: str = "disabled"
+    compact_from: int = 0
+    """Tokens of context from which it is compacted before the model is asked; -1: by the model's length, 0: never."""
+    compact_now: bool = False
+    """The run is to compact its context and to do nothing else."""
     include: list[str] = []
+    stop: list[str] = []
+    """Texts at which an answer ends, without them."""
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
     echo: dict[str, Any] = {}
     """Parameters that are only given back to the caller (metadata, user, service_tier, prompt_cache_key, ...)."""
 
@@ -102,6 +114,33 @@ class RunStarted(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether its events are kept as frames (streamed and background runs)."""
     obfuscate: bool = False
     """Whether its delta events carry padding."""
+    key: str = ""
+    """Id of the access key that asked for it; empty on a server without keys."""
+    generate: bool = True
+    """False: it asks no model and ends at once; its input belongs to the branch, for a run that continues it."""
+    trace: str = ""
+    """`traceparent` of what it was asked for in, where that is traced."""
+
+
+class RunSteered(msgspec.Struct, frozen=True):
+    """What its user says to a run that goes on: it ends where it can, and the run that follows begins with this.
+
+    A run that ends with calls of its client leaves it to the run that brings the results.
+    """
+
+    id: str
+    input: list[Item]
+    """User messages."""
+
+
+class Answered(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+    """Who made a model's answer, and how long that took."""
+
+    backend: str
+    ms: int = 0
+    """From the first request to the end, further tries included."""
+    first_ms: int = -1
+    """To its first piece; -1: there was none."""
 
 
 class ItemFinished(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -114,6 +153,8 @@ class ItemFinished(msgspec.Struct, frozen=True, omit_defaults=True):
     """On the last item of a model's answer: why the model ended (stop, length, content_filter)."""
     usage: Usage | None = None
     """On the last item of a model's answer: what that call used."""
+    by: Answered | None = None
+    """On the same item: who made it."""
 
 
 class ItemAbandoned(msgspec.Struct, frozen=True):
@@ -180,6 +221,43 @@ class ItemsAdded(msgspec.Struct, frozen=True, omit_defaults=True):
     """In a fork that cuts an entry of its parent in two: the seq of that entry, whose first items these repeat."""
 
 
+class RecordPut(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The whole new state of a record: a named thing besides runs and conversations (a file, a batch, ...).
+
+    The latest put or drop of (collection, id) in the project counts, on whatever branch it stands. A record lives on a
+    branch of its own; only what has to be committed together with something else stands beside that.
+    """
+
+    collection: str
+    """What kind of thing: file, upload, batch, ... Fixed words, one owner each."""
+    id: str
+    state: msgspec.Raw
+    """JSON object in the shape that the collection's owner decodes; may gain fields with defaults."""
+    open: bool = False
+    """Whether work on it is left, so that a start takes it up again."""
+    expires_at: int = 0
+    """Milliseconds since the epoch after which it is to be dropped; 0: never."""
+    blobs: list[str] = []
+    """Content hashes of the blobs that it refers to."""
+
+
+class RecordNoted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A fact about a record that is not its state, such as the outcome of one line of a batch."""
+
+    collection: str
+    id: str
+    note: msgspec.Raw
+    """JSON object in the shape that the collection's owner decodes."""
+    blobs: list[str] = []
+
+
+class RecordDropped(msgspec.Struct, frozen=True):
+    """The record is gone; what it said is erased besides."""
+
+    collection: str
+    id: str
+
+
 class Erased(msgspec.Struct, frozen=True):
     """What stays where an entry's content was erased: its place, its former kind, the time. No content."""
 
@@ -187,8 +265,9 @@ class Erased(msgspec.Struct, frozen=True):
     at: int
 
 
-Record: TypeAlias = (
+Fact: TypeAlias = (
     RunStarted
+    | RunSteered
     | ItemFinished
     | ItemAbandoned
     | ToolIntent
@@ -198,6 +277,9 @@ Record: TypeAlias = (
     | ConversationUpdated
     | ConversationDeleted
     | ItemsAdded
+    | RecordPut
+    | RecordNoted
+    | RecordDropped
     | Erased
 )
 
@@ -216,7 +298,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     at: int
     """Milliseconds since the epoch, by the writer's clock."""
     body: bytes
-    """JSON of the record."""
+    """JSON of the fact."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -230,8 +312,9 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     """The events as they go out, each ending in a blank line."""
 
 
-_RECORDS: Final[dict[str, type[Any]]] = {
+_FACTS: Final[dict[str, type[Any]]] = {
     Kind.RUN_STARTED: RunStarted,
+    Kind.RUN_STEERED: RunSteered,
     Kind.ITEM_FINISHED: ItemFinished,
     Kind.ITEM_ABANDONED: ItemAbandoned,
     Kind.TOOL_INTENT: ToolIntent,
@@ -241,29 +324,32 @@ _RECORDS: Final[dict[str, type[Any]]] = {
     Kind.CONVERSATION_UPDATED: ConversationUpdated,
     Kind.CONVERSATION_DELETED: ConversationDeleted,
     Kind.ITEMS_ADDED: ItemsAdded,
+    Kind.RECORD_PUT: RecordPut,
+    Kind.RECORD_NOTED: RecordNoted,
+    Kind.RECORD_DROPPED: RecordDropped,
     Kind.ERASED: Erased,
 }
-_KINDS: Final[dict[type[Any], str]] = {record: str(kind) for kind, record in _RECORDS.items()}
+_KINDS: Final[dict[type[Any], str]] = {fact: str(kind) for kind, fact in _FACTS.items()}
 _DECODERS: Final[dict[str, msgspec.json.Decoder[Any]]] = {
-    str(kind): msgspec.json.Decoder(record) for kind, record in _RECORDS.items()
+    str(kind): msgspec.json.Decoder(fact) for kind, fact in _FACTS.items()
 }
 _ENCODE: Final = msgspec.json.Encoder().encode
 
 
-def kind_of(record: Record) -> str:
-    """The kind under which a record is written."""
-    return _KINDS[type(record)]
+def kind_of(fact: Fact) -> str:
+    """The kind under which a fact is written."""
+    return _KINDS[type(fact)]
 
 
-def encode(record: Record) -> bytes:
+def encode(fact: Fact) -> bytes:
     """The body of an entry."""
-    return _ENCODE(record)
+    return _ENCODE(fact)
 
 
-def decode(kind: str, body: bytes) -> Record:
-    """The record of an entry. Raises msgspec.ValidationError on a body that is not of its kind."""
-    record: Record = _DECODERS[kind].decode(body)
-    return record
+def decode(kind: str, body: bytes) -> Fact:
+    """The fact of an entry. Raises msgspec.ValidationError on a body that is not of its kind."""
+    fact: Fact = _DECODERS[kind].decode(body)
+    return fact
 
 
 PREFIXES: Final[dict[str, str]] = {
@@ -331,3 +417,5 @@ class OpenItem(msgspec.Struct, frozen=True):
     """message, reasoning, function_call, custom_tool_call, ..."""
     text: str
     """Visible text, reasoning text or arguments so far."""
+    logprobs: list[Any] = []
+    """The log probabilities of its text, where they were asked for."""

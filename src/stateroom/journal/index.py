@@ -15,8 +15,12 @@ from stateroom.journal.entries import (
     ItemFinished,
     ItemsAdded,
     Kind,
+    RecordDropped,
+    RecordNoted,
+    RecordPut,
     RunEnded,
     RunStarted,
+    RunSteered,
     decode,
 )
 
@@ -32,6 +36,7 @@ class EndRun(msgspec.Struct, frozen=True, gc=False):
     start: int
     end: int
     status: str
+    at: int
 
 
 class PutItem(msgspec.Struct, frozen=True, gc=False):
@@ -64,20 +69,65 @@ class PutBlob(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
-IndexChange: TypeAlias = PutRun | EndRun | PutItem | PutConversation | SetMetadata | DropConversation | PutBlob
+class PutRecord(msgspec.Struct, frozen=True, gc=False):
+    """An entry that says the whole state of a record."""
+
+    collection: str
+    id: str
+    seq: int
+    open: bool
+    expires_at: int
+
+
+class NoteRecord(msgspec.Struct, frozen=True, gc=False):
+    """An entry that says something else about a record."""
+
+    collection: str
+    id: str
+    seq: int
+
+
+class DropRecord(msgspec.Struct, frozen=True, gc=False):
+    """An entry before which a record is no more."""
+
+    collection: str
+    id: str
+    seq: int
+
+
+IndexChange: TypeAlias = (
+    PutRun
+    | EndRun
+    | PutItem
+    | PutConversation
+    | SetMetadata
+    | DropConversation
+    | PutBlob
+    | PutRecord
+    | NoteRecord
+    | DropRecord
+)
 
 INDEXED: frozenset[str] = frozenset(
     {
         Kind.RUN_STARTED,
+        Kind.RUN_STEERED,
         Kind.ITEM_FINISHED,
         Kind.RUN_ENDED,
         Kind.CONVERSATION_CREATED,
         Kind.CONVERSATION_UPDATED,
         Kind.CONVERSATION_DELETED,
         Kind.ITEMS_ADDED,
+        Kind.RECORD_PUT,
+        Kind.RECORD_NOTED,
+        Kind.RECORD_DROPPED,
     }
 )
 """Kinds that may have index rows; the bodies of others need not be decoded."""
+
+
+RECORD_KINDS: frozenset[str] = frozenset({Kind.RECORD_PUT, Kind.RECORD_NOTED, Kind.RECORD_DROPPED})
+"""Kinds that may stand among a run's entries and are none of its content."""
 
 
 def index_changes(seq: int, kind: str, at: int, run: int, body: bytes) -> list[IndexChange]:
@@ -95,10 +145,13 @@ def _changes(seq: int, at: int, run: int, record: Any) -> Iterator[IndexChange]:
             for digest in (record.settings.tools_blob, record.settings.instructions_blob):
                 if digest:
                     yield PutBlob(digest, seq)
+        case RunSteered():
+            for item in record.input:
+                yield from _blobs(seq, item)
         case ItemFinished():
             yield from _items(seq, [record.item])
         case RunEnded():
-            yield EndRun(run, seq, record.status)
+            yield EndRun(run, seq, record.status, at)
         case ItemsAdded():
             yield from _added(seq, record)
         case ConversationCreated():
@@ -107,6 +160,16 @@ def _changes(seq: int, at: int, run: int, record: Any) -> Iterator[IndexChange]:
             yield SetMetadata(record.metadata)
         case ConversationDeleted():
             yield DropConversation(record.id)
+        case RecordPut():
+            yield PutRecord(record.collection, record.id, seq, record.open, record.expires_at)
+            for digest in record.blobs:
+                yield PutBlob(digest, seq)
+        case RecordNoted():
+            yield NoteRecord(record.collection, record.id, seq)
+            for digest in record.blobs:
+                yield PutBlob(digest, seq)
+        case RecordDropped():
+            yield DropRecord(record.collection, record.id, seq)
 
 
 def _items(seq: int, items: list[Item]) -> Iterator[IndexChange]:
@@ -128,5 +191,7 @@ def _blobs(seq: int, item: Item) -> Iterator[IndexChange]:
         parts = item.get(field)
         if isinstance(parts, list):
             for part in parts:
-                if isinstance(part, dict) and isinstance(part.get("blob"), str):
-                    yield PutBlob(part["blob"], seq)
+                if isinstance(part, dict):
+                    for name in ("blob", "text_blob", "data_blob"):
+                        if isinstance(part.get(name), str):
+                            yield PutBlob(part[name], seq)

@@ -7,7 +7,7 @@ whole process; `forget` drops a branch and all that is known of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -16,9 +16,22 @@ from stateroom.clock import Clock, SystemClock
 from stateroom.errors import Fenced, HeadMoved, StateroomError, StorageError
 from stateroom.journal.drafts import check_append, this_run
 from stateroom.journal.entries import Entry, Erased, Frame, Kind, encode
-from stateroom.journal.index import index_changes
+from stateroom.journal.index import RECORD_KINDS, index_changes
 from stateroom.journal.memory_index import MemoryIndex
-from stateroom.journal.store import THIS, Append, Appended, Branch, ConversationRow, ItemRow, Lease, RunRow
+from stateroom.journal.store import (
+    THIS,
+    Append,
+    Appended,
+    Branch,
+    ConversationRow,
+    EndedRun,
+    ItemRow,
+    Lease,
+    RecordName,
+    RecordPlace,
+    RecordRow,
+    RunRow,
+)
 
 _Answer = TypeVar("_Answer")
 _Row = TypeVar("_Row")
@@ -125,10 +138,21 @@ class MemoryJournal:
         self._check_open()
         return self._index.run(project, run_id)
 
-    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
+    async def runs(
+        self,
+        project: str,
+        *,
+        surface: str = "",
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RunRow]:
         self._check_open()
-        rows = self._index.runs(project)
-        return _page(rows, self._index.run(project, after) if after else None, after, limit, descending)
+        marks = [(named, self._index.run(project, named)) for named in (after, before)]
+        bounds = [mark for _, mark in marks]
+        rows = [row for row in self._index.runs(project) if surface in ("", row.surface) or row in bounds]
+        return [row for row in _page(rows, marks, len(rows), descending) if surface in ("", row.surface)][:limit]
 
     async def open_runs(self) -> list[RunRow]:
         self._check_open()
@@ -137,6 +161,35 @@ class MemoryJournal:
     async def runs_on(self, project: str, branch: str) -> list[RunRow]:
         self._check_open()
         return self._index.runs_on(project, branch)
+
+    async def projects(self) -> list[str]:
+        self._check_open()
+        lines = sorted(self._lines.values(), key=lambda line: line.order)
+        return list(dict.fromkeys(line.project for line in lines))
+
+    async def branches(self, project: str, *, after: str = "", limit: int = 100) -> list[Branch]:
+        self._check_open()
+        lines = sorted([line for line in self._lines.values() if line.project == project], key=lambda line: line.order)
+        mark = self._line(project, after) if after else None
+        return [line.view() for line in _page(lines, ((after, mark), ("", None)), limit, False)]
+
+    async def ended_runs(
+        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
+    ) -> list[EndedRun]:
+        self._check_open()
+        mark = (after.ended_at, after.mark) if after is not None else (-1, -1)
+        ended = [run for run in self._index.ended_runs() if run.project == project and run.ended_at <= upto]
+        return [run for run in ended if (run.ended_at, run.mark) > mark][:limit]
+
+    async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
+        self._check_open()
+        kept = [run for run in self._index.ended_runs() if self._lines[run.branch].frames.get(run.start)]
+        return sorted([run for run in kept if run.mark > after], key=lambda run: run.mark)[:limit]
+
+    async def needed(self, project: str, branch: str, since: int) -> int:
+        self._check_open()
+        line = self._line(project, branch)
+        return -1 if line is None else self._index.needed(branch, line.head, since)
 
     async def item(self, project: str, item_id: str) -> ItemRow | None:
         self._check_open()
@@ -147,11 +200,12 @@ class MemoryJournal:
         return self._index.conversation(project, conversation_id)
 
     async def conversations(
-        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+        self, project: str, *, after: str = "", before: str = "", limit: int = 20, descending: bool = True
     ) -> list[ConversationRow]:
         self._check_open()
         rows = self._index.conversations(project)
-        return _page(rows, self._index.conversation(project, after) if after else None, after, limit, descending)
+        marks = [(named, self._index.conversation(project, named)) for named in (after, before)]
+        return _page(rows, marks, limit, descending)
 
     async def children(self, project: str, branch: str) -> list[Branch]:
         self._check_open()
@@ -161,6 +215,42 @@ class MemoryJournal:
     async def blob_in_use(self, digest: str) -> bool:
         self._check_open()
         return self._index.blob_in_use(digest)
+
+    async def record(self, project: str, collection: str, record_id: str) -> RecordRow | None:
+        self._check_open()
+        return self._index.records.find(project, collection, record_id)
+
+    async def records(
+        self,
+        project: str,
+        collection: str,
+        *,
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RecordRow]:
+        self._check_open()
+        rows = self._index.records.of(project, collection)
+        marks = [(named, self._index.records.find(project, collection, named)) for named in (after, before)]
+        return _page(rows, marks, limit, descending)
+
+    async def open_records(self, collection: str) -> list[RecordRow]:
+        self._check_open()
+        return [row for row in self._index.records.all() if row.open and row.collection == collection]
+
+    async def expired_records(self, now: int, *, limit: int = 100) -> list[RecordRow]:
+        self._check_open()
+        due = [row for row in self._index.records.all() if 0 < row.expires_at <= now]
+        return sorted(due, key=lambda row: row.expires_at)[:limit]
+
+    async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
+        self._check_open()
+        return self._index.records.places(project, collection, record_id)
+
+    async def unerased_records(self) -> list[RecordName]:
+        self._check_open()
+        return self._index.records.unerased()
 
     def _settled(self, action: Callable[[], _Answer]) -> asyncio.Future[_Answer]:
         future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
@@ -204,7 +294,7 @@ class MemoryJournal:
             line.entries.append(entry)
             line.ages.append(self._age)
             if rows:
-                self._index.apply(line.name, self._age, rows)
+                self._index.apply(line.name, self._age, entry, rows)
         line.head += len(entries)
         if change.seal:
             line.frames[run] = {}
@@ -267,7 +357,8 @@ class MemoryJournal:
                 continue
             old = entries[seq - first]
             if body is None:
-                erased_runs.append(seq if old.kind == Kind.RUN_STARTED else old.run)
+                if old.kind not in RECORD_KINDS:
+                    erased_runs.append(seq if old.kind == Kind.RUN_STARTED else old.run)
                 entries[seq - first] = Entry(seq, Kind.ERASED, old.run, old.at, encode(Erased(old.kind, at)))
             else:
                 index_changes(seq, old.kind, old.at, old.run, body)
@@ -294,9 +385,13 @@ def _own(line: _Line, after: int, upto: int) -> list[Entry]:
     return line.entries[max(after + 1 - first, 0) : max(upto + 1 - first, 0)]
 
 
-def _page(rows: list[_Row], mark: _Row | None, after: str, limit: int, descending: bool) -> list[_Row]:
+def _page(rows: list[_Row], marks: Iterable[tuple[str, _Row | None]], limit: int, descending: bool) -> list[_Row]:
+    """Those between two marks, each of which comes with the id that names it ('' = no bound)."""
     if descending:
         rows = rows[::-1]
-    if after:
-        rows = rows[rows.index(mark) + 1 :] if mark is not None else []
-    return rows[:limit]
+    (after, first), (before, end) = marks
+    if (after and first is None) or (before and end is None):
+        return []
+    start = rows.index(first) + 1 if first is not None else 0
+    stop = rows.index(end) if end is not None else len(rows)
+    return rows[start:stop][:limit]

@@ -14,16 +14,20 @@ from msgspec.structs import replace
 from stateroom.journal.entries import Entry
 from stateroom.journal.index import (
     DropConversation,
+    DropRecord,
     EndRun,
     IndexChange,
+    NoteRecord,
     PutBlob,
     PutConversation,
     PutItem,
+    PutRecord,
     PutRun,
     SetMetadata,
     index_changes,
 )
-from stateroom.journal.store import ConversationRow, ItemRow, RunRow
+from stateroom.journal.memory_records import MemoryRecords, RecordKey
+from stateroom.journal.store import ConversationRow, EndedRun, ItemRow, RunRow
 
 _Place: TypeAlias = tuple[int, int, str, int]
 """Age, position in the entry, branch, seq: the latest place is the greatest."""
@@ -35,14 +39,16 @@ _Value = TypeVar("_Value")
 class BranchRows:
     """The index rows of one branch."""
 
-    __slots__ = ("blobs", "conversation", "conversation_age", "items", "name", "project", "runs")
+    __slots__ = ("blobs", "conversation", "conversation_age", "ends", "items", "name", "project", "records", "runs")
 
     def __init__(self, name: str, project: str) -> None:
         self.name = name
         self.project = project
         self.runs: dict[int, tuple[int, RunRow]] = {}
+        self.ends: dict[int, int] = {}
         self.items: list[tuple[str, _Place]] = []
         self.blobs: list[str] = []
+        self.records: list[tuple[RecordKey, int]] = []
         self.conversation: ConversationRow | None = None
         self.conversation_age = -1
 
@@ -56,6 +62,7 @@ class MemoryIndex:
         self._items: dict[tuple[str, str], set[_Place]] = defaultdict(set)
         self._conversations: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._blobs: dict[str, int] = defaultdict(int)
+        self.records = MemoryRecords()
 
     def add_branch(self, name: str, project: str) -> None:
         self._branches[name] = BranchRows(name, project)
@@ -69,6 +76,8 @@ class MemoryIndex:
             _discard(self._items, (rows.project, identifier), place)
         for digest in rows.blobs:
             self._release_blob(digest)
+        for key, age in rows.records:
+            self.records.forget(key, age)
         self._put_conversation(rows, None, -1)
 
     def derive_branch(self, name: str, entries: Iterable[tuple[int, Entry]]) -> None:
@@ -77,9 +86,9 @@ class MemoryIndex:
         self.drop_branch(name)
         self.add_branch(name, project)
         for age, entry in entries:
-            self.apply(name, age, index_changes(entry.seq, entry.kind, entry.at, entry.run, entry.body))
+            self.apply(name, age, entry, index_changes(entry.seq, entry.kind, entry.at, entry.run, entry.body))
 
-    def apply(self, name: str, age: int, changes: list[IndexChange]) -> None:
+    def apply(self, name: str, age: int, entry: Entry, changes: list[IndexChange]) -> None:
         """Keep the rows that `index_changes` gave for an entry."""
         rows = self._branches[name]
         for change in changes:
@@ -92,6 +101,7 @@ class MemoryIndex:
                     if change.start in rows.runs:
                         begun, run = rows.runs[change.start]
                         rows.runs[change.start] = (begun, replace(run, end=change.end, status=change.status))
+                        rows.ends[change.start] = change.at
                 case PutItem():
                     place = (age, change.position, name, change.seq)
                     rows.items.append((change.id, place))
@@ -108,6 +118,8 @@ class MemoryIndex:
                 case DropConversation():
                     if rows.conversation is not None and rows.conversation.id == change.id:
                         self._put_conversation(rows, None, -1)
+                case PutRecord() | NoteRecord() | DropRecord():
+                    rows.records.append((self.records.add(rows.project, name, age, change, entry), age))
 
     def run(self, project: str, run_id: str) -> RunRow | None:
         found = self._runs.get((project, run_id))
@@ -130,6 +142,23 @@ class MemoryIndex:
         if rows is None or rows.project != project:
             return []
         return [rows.runs[start][1] for start in sorted(rows.runs)]
+
+    def ended_runs(self) -> list[EndedRun]:
+        """All runs that have ended, in the order of their ends."""
+        found = [
+            EndedRun(rows.project, rows.name, start, run.end, rows.ends[start], rows.conversation is not None, age)
+            for rows in self._branches.values()
+            for start, (age, run) in rows.runs.items()
+            if run.end != -1
+        ]
+        return sorted(found, key=lambda run: (run.ended_at, run.mark))
+
+    def needed(self, branch: str, head: int, since: int) -> int:
+        """The last seq of a branch that its conversation or its runs need."""
+        rows = self._branches[branch]
+        if rows.conversation is not None or any(run.end == -1 for _, run in rows.runs.values()):
+            return head
+        return max((run.end for start, (_, run) in rows.runs.items() if rows.ends[start] > since), default=-1)
 
     def item(self, project: str, item_id: str) -> ItemRow | None:
         places = self._items.get((project, item_id))

@@ -57,7 +57,7 @@ def migrate(connection: apsw.Connection, migrations: Sequence[Migration], path: 
                 connection.execute("ROLLBACK")
             raise
         applied.append(migration.name)
-    _check_schema(connection, migrations, path)
+    check_schema(connection, migrations, path)
     return applied
 
 
@@ -99,12 +99,25 @@ def _check_length(path: Path, header: bytes) -> None:
         raise JournalDamaged(f"{path} is shorter than it says: it was cut off. Restore it from a backup.")
 
 
-def _check_schema(connection: apsw.Connection, migrations: Sequence[Migration], path: Path) -> None:
-    with closing(apsw.Connection(":memory:")) as expected:
+def check_schema(connection: apsw.Connection, migrations: Sequence[Migration], path: Path) -> None:
+    """Refuse a file that has other tables than these migrations make."""
+    if _schema(connection) != expected_schema(migrations):
+        raise JournalDamaged(f"{path} does not have the tables of a journal. Restore it from a backup.")
+
+
+def expected_schema(migrations: Sequence[Migration]) -> set[tuple[str, str]]:
+    """Names and statements of the tables and indexes that these migrations make."""
+    with closing(apsw.Connection(":memory:")) as connection:
         for migration in migrations:
-            _apply(expected, migration, 0)
-        if _schema(connection) != _schema(expected):
-            raise JournalDamaged(f"{path} does not have the tables of a journal. Restore it from a backup.")
+            _apply(connection, migration, 0)
+        return _schema(connection)
+
+
+def index_statements(migrations: Sequence[Migration], tables: Sequence[str]) -> list[str]:
+    """The statements that make these tables, then those that make their indexes."""
+    schema = sorted(expected_schema(migrations))
+    made = [statement for name, statement in schema if name in tables]
+    return made + [statement for _, statement in schema if any(f" ON {table} (" in statement for table in tables)]
 
 
 def _schema(connection: apsw.Connection) -> set[tuple[str, str]]:

@@ -26,6 +26,7 @@ from stateroom.journal.sqlite_reads import SqliteReads
 from stateroom.journal.statements import Migration, read_migrations, read_queries
 from stateroom.journal.store import Append, Appended, Lease
 from stateroom.journal.writer import Writer
+from stateroom.telemetry.metrics import CommitMeter
 
 _SCRUB_MILLISECONDS: Final = 250
 """How long cutting the log waits for readers before it is put off."""
@@ -101,6 +102,16 @@ class SqliteJournal(SqliteReads):
         self._closed = False
         self._writer = Writer(self._commit, self._scrub_log, name="stateroom-journal")
 
+    @property
+    def meter(self) -> CommitMeter:
+        """What its commits took."""
+        return self._writer.meter
+
+    @property
+    def waiting(self) -> int:
+        """Changes that wait for a commit."""
+        return self._writer.waiting
+
     def append(self, change: Append) -> asyncio.Future[Appended]:
         return self._submit(change)
 
@@ -173,6 +184,7 @@ class SqliteJournal(SqliteReads):
                     outcomes.append(self._carry_out(request, now))
                 except (HeadMoved, Fenced) as refusal:
                     outcomes.append(refusal)
+            self._ledger.finish()
             self._execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
@@ -184,6 +196,7 @@ class SqliteJournal(SqliteReads):
     def _carry_out(self, request: Any, now: int) -> Any:
         if type(request) is Append:
             return self._ledger.append(request, now)
+        self._ledger.finish()
         match request:
             case _Renewal():
                 return self._ledger.renew(request.leases, now + round(request.seconds * 1000))

@@ -18,19 +18,15 @@ def translate(error: Exception, *, system_errno: int = 0) -> StateroomError:
     """The error of ours for anything that went wrong below; `system_errno` is the connection's last one."""
     if isinstance(error, StateroomError):
         return error
-    ours = _no_room() if isinstance(error, apsw.IOError) and system_errno in _NO_ROOM else _translate(error)
+    ours = StorageFull() if isinstance(error, apsw.IOError) and system_errno in _NO_ROOM else _translate(error)
     ours.__cause__ = error
     return ours
-
-
-def _no_room() -> StorageFull:
-    return StorageFull("The disk with the data directory is full: nothing of this was kept. Make room, then try again.")
 
 
 def _translate(error: Exception) -> StateroomError:
     match error:
         case apsw.FullError():
-            return _no_room()
+            return StorageFull()
         case apsw.CorruptError() | apsw.NotADBError():
             return JournalDamaged(f"The journal's file is damaged ({error}). Stop, and restore it from a backup.")
         case apsw.BusyError() | apsw.LockedError():

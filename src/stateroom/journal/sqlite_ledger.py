@@ -16,7 +16,7 @@ from stateroom.journal.codes import KIND_CODES, PADDED, erased_body, read_entry
 from stateroom.journal.drafts import check_append, this_run
 from stateroom.journal.entries import Entry, Erased, Kind, encode
 from stateroom.journal.frames import FramePacker
-from stateroom.journal.index import INDEXED, index_changes
+from stateroom.journal.index import INDEXED, RECORD_KINDS, index_changes
 from stateroom.journal.sqlite_index import IndexWriter, place_of
 from stateroom.journal.store import THIS, Append, Appended, Branch, Lease
 
@@ -45,11 +45,24 @@ class Ledger:
         self._packer = FramePacker()
         self._projects: dict[str, int] = {}
         self._lines: dict[tuple[str, str], _Line] = {}
+        self._held: dict[int, tuple[int, int]] = {}
+        """Head and fence of branches that are held. Nobody else may move them as long as the generation stands."""
+        self._frames: list[tuple[int, int, int, bytes]] = []
+        """What all streams of this transaction add: `finish` writes it in one go."""
 
     def reset(self) -> None:
         """Forget what a rolled back transaction may have put into memory."""
         self._projects.clear()
         self._lines.clear()
+        self._held.clear()
+        self._frames.clear()
+        self._index.reset()
+
+    def finish(self) -> None:
+        """Write what was put off. Last in every transaction, and before anything else than an append."""
+        if self._frames:
+            self._cursor.executemany(self._queries["add_frame"], self._frames)
+            self._frames.clear()
 
     def check_generation(self) -> None:
         """Raise Fenced when a server has opened the file since. First in every transaction."""
@@ -103,10 +116,11 @@ class Ledger:
             if old.kind != Kind.ERASED:
                 new = self._change_entry(number, old, len(columns[-1]), body, at)
                 self._index.replace(line.id, line.project, number, old, new)
-                if body is None:
+                if body is None and old.kind not in RECORD_KINDS:
                     started = place_of(line.id, old.run if old.kind != Kind.RUN_STARTED else seq)
                     self._do("drop_frames", (started,))
                     self._do("erase_sealed", (started,))
+        self._index.settle()
 
     def rebuild(self) -> None:
         """Derive the whole index anew."""
@@ -137,6 +151,8 @@ class Ledger:
         if row is None:
             raise HeadMoved(f"Branch {create.id!r} is already there.")
         line = self._remember(create.project, create.id, _Line(row[0], project, create.parent_seq + 1))
+        if holds:
+            self._held[line.id] = (head + len(change.entries), 1)
         return line, head, Lease(create.id, 1) if holds else None
 
     def _advance(self, line: _Line, change: Append, head: int, now: int) -> Lease | None:
@@ -147,13 +163,18 @@ class Ledger:
         if lease is not None:
             if not change.entries and not change.release:
                 return self._check_held(line, change, lease)
+            self._held.pop(line.id, None)
             if change.release:
                 self._do("advance_and_release", (new_head, line.id, head, lease.fence, generation))
             else:
                 self._do("advance_held", (new_head, until, line.id, head, lease.fence, generation))
             if not self._connection.changes():
                 self._refuse(line, change)
-            return None if change.release else lease
+            if change.release:
+                return None
+            self._held[line.id] = (new_head, lease.fence)
+            return lease
+        self._held.pop(line.id, None)
         if change.acquire:
             holder, until = ("", 0) if change.release else (change.acquire, until)
             row = self._row(
@@ -161,7 +182,10 @@ class Ledger:
             )
             if row is None:
                 self._refuse(line, change)
-            return None if change.release else Lease(change.branch, row[0])
+            if change.release:
+                return None
+            self._held[line.id] = (new_head, row[0])
+            return Lease(change.branch, row[0])
         if change.entries:
             self._do("advance_free", (new_head, line.id, head, now, generation))
             if not self._connection.changes():
@@ -172,6 +196,8 @@ class Ledger:
 
     def _check_held(self, line: _Line, change: Append, lease: Lease) -> Lease:
         """Frames alone do not touch the branch's row: a stream would rewrite it with each batch."""
+        if self._held.get(line.id) == (change.expected, lease.fence):
+            return lease
         head, fence, holder, _, generation = self._row("read_head", (line.id,))
         if fence != lease.fence or not holder or generation != self._generation:
             self._refuse(line, change)
@@ -219,11 +245,12 @@ class Ledger:
     def _write_frames(self, line: _Line, change: Append, run: int) -> None:
         place = place_of(line.id, run)
         if not change.seal:
-            for frame in change.frames:
-                self._do("add_frame", (place, frame.first, frame.last, frame.body))
+            self._frames += [(place, frame.first, frame.last, frame.body) for frame in change.frames]
             return
+        self.finish()
         self._do("drop_frames", (place,))
-        self._do("drop_sealed", (place,))
+        # What only goes is overwritten: the rows beside one that is deleted may move, and leave copies behind.
+        self._do("drop_sealed" if change.frames else "erase_sealed", (place,))
         for frame in change.frames:
             self._do("seal", (place, frame.first, frame.last, self._packer.pack(frame.body)))
 

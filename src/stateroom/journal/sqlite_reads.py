@@ -14,12 +14,39 @@ from typing import Any, Final, NamedTuple, TypeVar
 import apsw
 import msgspec
 
-from stateroom.journal.codes import pack_digest, pack_identifier, read_entry, status_name, surface_name
-from stateroom.journal.entries import ConversationCreated, ConversationUpdated, Entry, Frame, decode
+from stateroom.errors import JournalDamaged
+from stateroom.journal.codes import (
+    SURFACE_CODES,
+    pack_digest,
+    pack_identifier,
+    pack_record,
+    pack_word,
+    read_entry,
+    status_name,
+    surface_name,
+)
+from stateroom.journal.entries import (
+    ConversationCreated,
+    ConversationUpdated,
+    Entry,
+    Frame,
+    RecordDropped,
+    RecordPut,
+    decode,
+)
 from stateroom.journal.frames import FramePacker
 from stateroom.journal.sqlite_errors import TRANSLATED
-from stateroom.journal.sqlite_index import PLACE_MAX, SEQ_BITS, place_of
-from stateroom.journal.store import Branch, ConversationRow, ItemRow, RunRow
+from stateroom.journal.sqlite_index import NOTE, PLACE_MAX, SEQ_BITS, place_of
+from stateroom.journal.store import (
+    Branch,
+    ConversationRow,
+    EndedRun,
+    ItemRow,
+    RecordName,
+    RecordPlace,
+    RecordRow,
+    RunRow,
+)
 
 _INLINE: Final = 256
 """Rows that a read fetches on the event loop before it goes on in a thread."""
@@ -112,13 +139,24 @@ class SqliteReads:
             words = (status_name(status), surface_name(surface))
             return RunRow(run_id, self._name(branch), start, end, *words, created_at, project)
 
-    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
+    async def runs(
+        self,
+        project: str,
+        *,
+        surface: str = "",
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RunRow]:
         with TRANSLATED:
             mark = self._mark("run_mark", project, after, descending)
-            if mark is None:
+            end = self._mark("run_mark", project, before, not descending)
+            if mark is None or end is None:
                 return []
             name = "runs_before" if descending else "runs_after"
-            return [_run_row(row) for row in self._rows(name, (project, mark, limit))]
+            wanted = pack_word(SURFACE_CODES, surface) if surface else None
+            return [_run_row(row) for row in self._rows(name, (project, mark, limit, wanted, end))]
 
     async def open_runs(self) -> list[RunRow]:
         with TRANSLATED:
@@ -132,6 +170,40 @@ class SqliteReads:
             span = (place_of(line.id, -1), place_of(line.id, _SEQ_END))
             return [_run_row(row) for row in self._rows("runs_between", span)]
 
+    async def projects(self) -> list[str]:
+        with TRANSLATED:
+            return [name for (name,) in self._rows("all_projects", ())]
+
+    async def branches(self, project: str, *, after: str = "", limit: int = 100) -> list[Branch]:
+        with TRANSLATED:
+            line = self._line(project, after) if after else _Line(0, 0, -1)
+            if line is None:
+                return []
+            asked = (self._project(project), line.id, limit)
+            rows: Any = await self.in_thread(lambda far: far.execute(self._queries["branches_of"], asked).fetchall())
+            return [Branch(*row) for row in rows]
+
+    async def ended_runs(
+        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
+    ) -> list[EndedRun]:
+        with TRANSLATED:
+            mark = (after.ended_at, after.mark) if after is not None else (-1, -1)
+            rows = self._rows("ended_runs", (self._project(project), upto, *mark, limit))
+            return [_ended_run(mark, project, *row) for mark, *row in rows]
+
+    async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
+        with TRANSLATED:
+            return [_ended_run(*row) for row in self._rows("kept_streams", (after, limit))]
+
+    async def needed(self, project: str, branch: str, since: int) -> int:
+        with TRANSLATED:
+            line = self._line(project, branch)
+            if line is None:
+                return -1
+            asked = (line.id, since)
+            rows: Any = await self.in_thread(lambda far: far.execute(self._queries["branch_needs"], asked).fetchall())
+            return int(rows[0][0])
+
     async def item(self, project: str, item_id: str) -> ItemRow | None:
         with TRANSLATED:
             rows = self._rows("find_item", (project, pack_identifier(item_id)))
@@ -143,14 +215,15 @@ class SqliteReads:
             return _conversation_row(rows[0]) if rows else None
 
     async def conversations(
-        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+        self, project: str, *, after: str = "", before: str = "", limit: int = 20, descending: bool = True
     ) -> list[ConversationRow]:
         with TRANSLATED:
             mark = self._mark("conversation_mark", project, after, descending)
-            if mark is None:
+            end = self._mark("conversation_mark", project, before, not descending)
+            if mark is None or end is None:
                 return []
             name = "conversations_before" if descending else "conversations_after"
-            return [_conversation_row(row) for row in self._rows(name, (project, mark, limit))]
+            return [_conversation_row(row) for row in self._rows(name, (project, mark, end, limit))]
 
     async def children(self, project: str, branch: str) -> list[Branch]:
         with TRANSLATED:
@@ -160,6 +233,56 @@ class SqliteReads:
     async def blob_in_use(self, digest: str) -> bool:
         with TRANSLATED:
             return bool(self._rows("find_blob_use", (pack_digest(digest),)))
+
+    async def record(self, project: str, collection: str, record_id: str) -> RecordRow | None:
+        with TRANSLATED:
+            rows = self._rows("find_record", (self._project(project), pack_record(collection, record_id)))
+            return _record_row(rows[0]) if rows else None
+
+    async def records(
+        self,
+        project: str,
+        collection: str,
+        *,
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RecordRow]:
+        with TRANSLATED:
+            number = self._project(project)
+            marks = [PLACE_MAX if descending else -1, -1 if descending else PLACE_MAX]
+            for at, named in enumerate((after, before)):
+                if named:
+                    rows = self._rows("record_mark", (number, collection, pack_record(collection, named)))
+                    if not rows:
+                        return []
+                    marks[at] = rows[0][0]
+            name = "records_before" if descending else "records_after"
+            return [_record_row(row) for row in self._rows(name, (number, collection, *marks, limit))]
+
+    async def open_records(self, collection: str) -> list[RecordRow]:
+        with TRANSLATED:
+            return [_record_row(row) for row in self._rows("open_records", (collection,))]
+
+    async def expired_records(self, now: int, *, limit: int = 100) -> list[RecordRow]:
+        with TRANSLATED:
+            return [_record_row(row) for row in self._rows("expired_records", (now, limit))]
+
+    async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
+        with TRANSLATED:
+            rows = self._rows("record_places", (self._project(project), pack_record(collection, record_id)))
+            return [RecordPlace(branch, seq, says == NOTE, bool(gone)) for branch, seq, says, gone in rows]
+
+    async def unerased_records(self) -> list[RecordName]:
+        with TRANSLATED:
+            found: dict[RecordName, None] = {}
+            for project, code, body in self._rows("unerased_records", ()):
+                entry = read_entry(0, code, -1, 0, body)
+                said = decode(entry.kind, entry.body)
+                if isinstance(said, RecordDropped):
+                    found[RecordName(project, said.collection, said.id)] = None
+            return list(found)
 
     async def in_thread(self, action: Callable[[apsw.Connection], _Answer]) -> _Answer:
         """Run a long read off the event loop, on the connection kept for that."""
@@ -257,9 +380,36 @@ def _run_row(row: Sequence[Any]) -> RunRow:
     return RunRow(id, branch, start, end, status_name(status), surface_name(surface), created_at, project)
 
 
+def _ended_run(
+    mark: int, project: str, branch: str, start: int, end: int, ended_at: int, conversation: int
+) -> EndedRun:
+    return EndedRun(project, branch, start, end, ended_at, bool(conversation), mark)
+
+
 def _conversation_row(row: Sequence[Any]) -> ConversationRow:
     id, branch, created_at, forked_from, code, body = row
     entry = read_entry(0, code, 0, 0, body)
     said = decode(entry.kind, entry.body)
     metadata = said.metadata if isinstance(said, ConversationCreated | ConversationUpdated) else {}
     return ConversationRow(id, branch, created_at, metadata, forked_from)
+
+
+def _record_row(row: Sequence[Any]) -> RecordRow:
+    branch, seq, created_at, changed_at, project, code, body = row
+    entry = read_entry(seq, code, -1, changed_at, body)
+    put = decode(entry.kind, entry.body)
+    if not isinstance(put, RecordPut):
+        raise JournalDamaged(f"The index takes entry {seq} of branch {branch!r} for a record. Rebuild the index.")
+    return RecordRow(
+        put.collection,
+        put.id,
+        branch,
+        seq,
+        put.state,
+        created_at,
+        changed_at,
+        put.open,
+        put.expires_at,
+        project,
+        put.blobs,
+    )

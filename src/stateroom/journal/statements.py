@@ -37,7 +37,7 @@ def read_migrations() -> tuple[Migration, ...]:
 def read_queries() -> dict[str, str]:
     """Every named query by its name, without its sentence."""
     queries: dict[str, str] = {}
-    for name in ("queries.sql", "index.sql"):
+    for name in ("queries.sql", "index.sql", "verify.sql"):
         parts = _NAME.split((_folder() / name).read_text(encoding="utf-8"))
         for query, text in zip(parts[1::2], parts[2::2], strict=True):
             lines = [line for line in text.splitlines() if line and not line.startswith("--")]

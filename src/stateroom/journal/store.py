@@ -119,7 +119,8 @@ class Journal(Protocol):
     def redact(self, project: str, branch: str, bodies: Mapping[int, bytes | None], *, at: int) -> Awaitable[None]:
         """Overwrite the bodies of own entries of `branch`; None erases an entry altogether (kind ERASED).
 
-        An erased entry takes the frames of its run with it. Index rows follow the new bodies in the same commit.
+        An erased entry takes the frames of its run with it, unless it is about a record, whose entries stay about the
+        same one. Index rows follow the new bodies in the same commit.
         """
         ...
 
@@ -168,13 +169,78 @@ class ConversationRow(msgspec.Struct, frozen=True):
     forked_from: str = ""
 
 
+class EndedRun(msgspec.Struct, frozen=True, gc=False):
+    """Where a run that has ended stands, and since when."""
+
+    project: str
+    branch: str
+    start: int
+    end: int
+    ended_at: int
+    """Milliseconds since the epoch."""
+    conversation: bool
+    """Whether its branch is a living conversation's."""
+    mark: int
+    """Its place in the list that it is from."""
+
+
+class RecordRow(msgspec.Struct, frozen=True):
+    """A record as it stands."""
+
+    collection: str
+    id: str
+    branch: str
+    """Where its latest state was written."""
+    seq: int
+    state: msgspec.Raw
+    created_at: int
+    """Milliseconds since the epoch: when it was first put."""
+    changed_at: int
+    """When its latest state was put."""
+    open: bool = False
+    expires_at: int = 0
+    project: str = ""
+    blobs: list[str] = []
+
+
+class RecordPlace(msgspec.Struct, frozen=True, gc=False):
+    """Where an entry stands that says something of a record."""
+
+    branch: str
+    seq: int
+    note: bool
+    """Whether it is a note and not a state."""
+    gone: bool
+    """Whether it was said before the record was last dropped, so that it is to be erased."""
+
+
+class RecordName(msgspec.Struct, frozen=True, gc=False):
+    """Which record."""
+
+    project: str
+    collection: str
+    id: str
+
+
 class Index(Protocol):
     """Look-ups derived from the entries; the store keeps them in the transaction that appends."""
 
     async def run(self, project: str, run_id: str) -> RunRow | None: ...
 
-    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
-        """Runs by age, beyond the one named `after` ('' = from the beginning)."""
+    async def runs(
+        self,
+        project: str,
+        *,
+        surface: str = "",
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RunRow]:
+        """Runs of a surface ('' = of all) by age, between those named `after` and `before` ('' = without a bound).
+
+        None are listed when one that is named is missing.
+        """
         ...
 
     async def open_runs(self) -> list[RunRow]:
@@ -185,6 +251,31 @@ class Index(Protocol):
         """The runs of one branch, oldest first."""
         ...
 
+    async def projects(self) -> list[str]:
+        """Every project of which anything was ever written, oldest first."""
+        ...
+
+    async def branches(self, project: str, *, after: str = "", limit: int = 100) -> list[Branch]:
+        """The branches of a project beyond the one named `after` ('' = from the beginning), oldest first."""
+        ...
+
+    async def ended_runs(
+        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
+    ) -> list[EndedRun]:
+        """Runs that ended at `upto` (milliseconds) or before, beyond `after`, in the order of their ends."""
+        ...
+
+    async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
+        """Ended runs of every project whose sealed frames are kept, beyond a mark, in an order of the store's own."""
+        ...
+
+    async def needed(self, project: str, branch: str, since: int) -> int:
+        """The last seq of a branch that something on itself needs; -1: none, or the branch is missing or foreign.
+
+        A living conversation and an open run need it to its head, a run that ended after `since` to that run's end.
+        """
+        ...
+
     async def item(self, project: str, item_id: str) -> ItemRow | None:
         """An item that brought its own id or was added to a conversation; the latest one wins."""
         ...
@@ -192,7 +283,7 @@ class Index(Protocol):
     async def conversation(self, project: str, conversation_id: str) -> ConversationRow | None: ...
 
     async def conversations(
-        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+        self, project: str, *, after: str = "", before: str = "", limit: int = 20, descending: bool = True
     ) -> list[ConversationRow]: ...
 
     async def children(self, project: str, branch: str) -> list[Branch]:
@@ -201,4 +292,38 @@ class Index(Protocol):
 
     async def blob_in_use(self, digest: str) -> bool:
         """Whether any entry of any project still refers to the blob."""
+        ...
+
+    async def record(self, project: str, collection: str, record_id: str) -> RecordRow | None: ...
+
+    async def records(
+        self,
+        project: str,
+        collection: str,
+        *,
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RecordRow]:
+        """Records by age of their first state, between those named, as `runs`."""
+        ...
+
+    async def open_records(self, collection: str) -> list[RecordRow]:
+        """Records of every project whose latest state is open, oldest first."""
+        ...
+
+    async def expired_records(self, now: int, *, limit: int = 100) -> list[RecordRow]:
+        """Records of every project and collection whose time has come by `now` (milliseconds), soonest first."""
+        ...
+
+    async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
+        """All that is said of a record and not erased, whether it is there or was dropped.
+
+        Its states, then its notes, each in order of arrival.
+        """
+        ...
+
+    async def unerased_records(self) -> list[RecordName]:
+        """Records of every project that were dropped, and of which something from before is not erased yet."""
         ...

@@ -1,16 +1,20 @@
 """One thread that commits for everybody: whatever has gathered since its last commit goes into one transaction.
 
 Knows nothing of journals: it is handed jobs and a `commit` that carries out a list of them, and gives each job's
-outcome to the future it was promised to, with one wake-up of the event loop for a whole batch.
+outcome to the future it was promised to, with one wake-up of the event loop for a whole batch. The other way it is the
+same: what a turn of the event loop submits is handed over at its end, so that the thread is woken once for all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
+
+from stateroom.telemetry.metrics import CommitMeter
 
 Outcome: TypeAlias = Any
 """What a job answered, or the exception it failed with."""
@@ -23,11 +27,12 @@ _IDLE_SECONDS: Final = 1.0
 class Job:
     """Something to be committed, and who waits for it."""
 
-    __slots__ = ("future", "loop", "request")
+    __slots__ = ("future", "loop", "request", "since")
 
     def __init__(self, request: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.request = request
         self.loop = loop
+        self.since = time.monotonic()
         self.future: asyncio.Future[Any] = loop.create_future()
 
 
@@ -40,33 +45,61 @@ class Writer:
         self._commit = commit
         self._idle = idle
         self._restless = False
+        self.meter = CommitMeter()
+        self._submitted: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        """Of this turn of each loop."""
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, request: Any) -> asyncio.Future[Any]:
         """Hand in a request; its future resolves on the running loop after the commit, cancelled or not."""
-        job = Job(request, asyncio.get_running_loop())
-        self._jobs.put(job)
+        loop = asyncio.get_running_loop()
+        job = Job(request, loop)
+        submitted = self._submitted.get(loop)
+        if submitted is None:
+            submitted = self._submitted[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        submitted.append(job)
         return job.future
+
+    @property
+    def waiting(self) -> int:
+        """How many are handed in and not begun."""
+        return self._jobs.qsize()
 
     def stop(self) -> None:
         """Finish what was handed in, then end. Blocks."""
+        for loop in list(self._submitted):
+            self._hand_over(loop)
         self._jobs.put(None)
         self._thread.join()
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        for job in self._submitted.pop(loop, ()):
+            self._jobs.put(job)
 
     def _run(self) -> None:
         while True:
             batch, stopped = self._gather()
             if batch:
+                began = time.monotonic()
                 try:
                     outcomes = self._commit([job.request for job in batch])
                 except Exception as error:  # the thread must survive, and every job be answered
                     outcomes = [error] * len(batch)
+                self._measure(batch, outcomes, began)
                 _deliver(batch, outcomes)
                 self._restless = True
             if stopped:
                 return
+
+    def _measure(self, batch: list[Job], outcomes: Sequence[Outcome], began: float) -> None:
+        meter = self.meter
+        meter.changes += len(batch)
+        meter.commit_seconds.observe(time.monotonic() - began)
+        meter.wait_seconds.observe(began - batch[0].since)
+        meter.failures += sum([isinstance(outcome, BaseException) for outcome in outcomes])
 
     def _gather(self) -> tuple[list[Job], bool]:
         batch: list[Job] = []

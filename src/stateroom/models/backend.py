@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from stateroom.journal.entries import ContextItem as ContextItem
-from stateroom.journal.entries import Usage
+from stateroom.journal.entries import Item, Usage
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +32,26 @@ class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     """Reasoning text, from `reasoning`, `reasoning_content` or `thinking`."""
 
     text: str
+
+
+class SummaryDelta(msgspec.Struct, frozen=True, gc=False):
+    """A piece of what a server tells in the place of its model's reasoning."""
+
+    text: str
+    part: int = 0
+    """Which of its summaries it belongs to: another number than before begins the next one."""
+
+
+class ItemDelta(msgspec.Struct, frozen=True):
+    """The beginning or the end of an item as its server writes it; only servers that speak in items give it."""
+
+    item: Item
+    """Reasoning: whole when it has ended, with what the server sealed in it. A message: without its text, which came in
+    deltas. Items of other types come once, whole."""
+    origin: str
+    """The backend's name: only there may go back what was sealed there."""
+    done: bool = True
+    """Whether it has ended."""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
@@ -55,7 +75,7 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None = None
 
 
-Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | ToolCallDelta | Finished
+Delta: TypeAlias = TextDelta | RefusalDelta | ReasoningDelta | SummaryDelta | ItemDelta | ToolCallDelta | Finished
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):
@@ -91,12 +111,18 @@ class ModelCall(msgspec.Struct):
     top_logprobs: int | None = None
     """None: no log probabilities wanted."""
     reasoning_effort: str | None = None
+    reasoning_summary: str | None = None
+    """How much is to be told of the reasoning, by servers that keep the reasoning itself: auto, concise, detailed."""
     format: dict[str, Any] | None = None
     """`text.format` of the Responses API: json_schema {name, schema, strict} or json_object; None for plain text."""
     verbosity: str | None = None
     service_tier: str | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
+    stop: Sequence[str] = ()
+    """Texts at which the answer is to end, without them. Not every server heeds them: who asks has to cut, too."""
+    seed: int | None = None
+    """Best effort, as with OpenAI."""
     prefill: str = ""
     """Begin the answer with this text and go on from it; given only to backends that say they can."""
     extra: dict[str, Any] | None = None
@@ -111,6 +137,10 @@ class Model(msgspec.Struct, frozen=True):
     created: int = 0
     context_tokens: int | None = None
     description: str = ""
+    temperature: float | None = None
+    """What it is asked with when the caller names none, where that is known to be other than 1."""
+    dimensions: int | None = None
+    """Of an embedding model: how many numbers its vectors have, where that is known."""
 
 
 class Backend(Protocol):

@@ -14,18 +14,12 @@ from stateroom.errors import BackendError, BackendFailed
 from stateroom.journal.entries import Usage
 from stateroom.models.backend import Delta, Finished, ReasoningDelta, RefusalDelta, TextDelta
 from stateroom.models.chat_calls import ToolCalls
-from stateroom.models.chat_errors import from_stream, told, without_key
-
-EVENT_LIMIT: Final = 16 * 1024 * 1024
-"""Bytes of one event."""
+from stateroom.models.chat_errors import from_stream, told
+from stateroom.models.event_bytes import BAD_ANSWER, DONE, EventBytes, nonsense, payloads
 
 REASONING_FIELDS: Final = ("reasoning", "reasoning_content", "thinking")
 
-QUIET_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes of a stream that may go by without a delta coming of them."""
-
 _DONE: Final = (b"data: [DONE]\n\n", b"data:[DONE]\n\n")
-_BAD: Final = "backend_bad_answer"
 
 _REASONS: Final = {
     "length": "length",
@@ -87,31 +81,27 @@ class ChatDecoder:
         """Kept out of messages."""
         self.done = False
         """[DONE] has come."""
+        self.thinking = False
+        """Never: what a chat server's model thinks comes in pieces, or cannot be told from waiting."""
         self.finish = ""
         """The finish reason, once it has come."""
         self.failure: BackendError | None = None
         """An error that came inside the stream, behind the deltas that were given out."""
         self.reasoning_field = ""
         """The field in which reasoning came."""
-        self._held = bytearray()
-        self._quiet = 0
-        """Bytes since the last delta."""
+        self._events = EventBytes(server)
         self._calls = ToolCalls()
         self._usage = b""
         self._timings = b""
 
     def feed(self, data: bytes) -> list[Delta]:
         """The deltas of all events that these bytes complete."""
-        whole = self._complete(data)
+        whole = self._events.take(data)
         if not whole or self.done or self.failure is not None:
             return []
-        if b"\r" in whole:
-            whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         chunks = self._plain(whole)
         deltas = self._deltas(self._by_line(whole) if chunks is None else chunks)
-        self._quiet = 0 if deltas else self._quiet + len(whole)
-        if self._quiet > QUIET_LIMIT:
-            raise BackendFailed(f"{self.server} sent {QUIET_LIMIT} bytes without saying anything.", code=_BAD)
+        self._events.watch(len(whole), told=bool(deltas))
         return deltas
 
     def whole(self, body: bytes) -> list[Delta]:
@@ -122,13 +112,13 @@ class ChatDecoder:
             raise self._nonsense(body) from error
         deltas = self._deltas([chunk])
         if self.failure is None and not chunk.choices:
-            raise BackendFailed(f"{self.server} sent an answer without a choice.", code=_BAD)
+            raise BackendFailed(f"{self.server} sent an answer without a choice.", code=BAD_ANSWER)
         self.done = True
         return deltas + self.end()
 
     def end(self) -> list[Delta]:
         """The last deltas, when the server has ended the stream. Raises BackendError when it broke off."""
-        deltas = self.feed(b"\n\n") if self._held else []
+        deltas = self.feed(b"\n\n") if self._events.pending else []
         if self.failure is not None:
             raise self.failure
         if self.finish in _BROKEN:
@@ -140,25 +130,6 @@ class ChatDecoder:
         return deltas
 
     # From bytes to chunks.
-
-    def _complete(self, data: bytes) -> bytes:
-        """What is complete up to its last blank line; the rest is held back."""
-        held = self._held
-        if held:
-            start = max(0, len(held) - 3)
-            held += data
-            cut = _boundary(held, start)
-            whole = bytes(held[:cut])
-            del held[:cut]
-        else:
-            cut = _boundary(data, 0)
-            if cut == len(data):
-                return data
-            held += data[cut:]
-            whole = data[:cut]
-        if len(held) > EVENT_LIMIT:
-            raise BackendFailed(f"{self.server} sent an event of more than {EVENT_LIMIT} bytes.", code=_BAD)
-        return whole
 
     def _plain(self, whole: bytes) -> list[_Chunk] | None:
         """All chunks at once, when there are only `data:` lines with an object each; None otherwise."""
@@ -177,31 +148,21 @@ class ChatDecoder:
         return chunks
 
     def _by_line(self, whole: bytes) -> list[_Chunk]:
-        """The chunks by the rules of server-sent events: comments, other fields, data over several lines."""
+        """The chunks of events that are not plain."""
         chunks: list[_Chunk] = []
-        for event in whole.split(b"\n\n"):
-            data: list[bytes] = []
-            for line in event.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-                field, _, value = line.partition(b":")
-                if field in (b"data", b"error"):
-                    data.append(value.removeprefix(b" "))
-                    if field == b"error":
-                        data[-1] = b'{"error":' + data[-1] + b"}"
-            payload = b"\n".join(data).strip()
-            if payload == b"[DONE]":
+        for payload in payloads(whole):
+            if payload == DONE:
                 self.done = True
                 break
-            if payload:
-                try:
-                    chunks.append(_decode_chunk(payload))
-                except (ValueError, RecursionError):
-                    chunks.append(_Chunk(error=self._nonsense(payload)))
-                    break
+            try:
+                chunks.append(_decode_chunk(payload))
+            except (ValueError, RecursionError):
+                chunks.append(_Chunk(error=self._nonsense(payload)))
+                break
         return chunks
 
     def _nonsense(self, payload: bytes) -> BackendFailed:
-        excerpt = without_key(payload[:8192].decode("utf-8", "replace"), self.key)[:200]
-        return BackendFailed(f"{self.server} answered something that is no chat completion: {excerpt}", code=_BAD)
+        return nonsense(self.server, self.key, payload, "chat completion")
 
     # From chunks to deltas.
 
@@ -253,15 +214,6 @@ class ChatDecoder:
                 return
 
 
-def _boundary(data: bytes | bytearray, start: int) -> int:
-    """The end of the last blank line from `start` on; 0 when there is none."""
-    cut = data.rfind(b"\n\n", start) + 2
-    if data.find(b"\r", start) >= 0:
-        cut = max(cut, data.rfind(b"\n\r\n", start) + 3, data.rfind(b"\r\r", start) + 2)
-        return cut if cut > 2 else 0
-    return cut if cut > 1 else 0
-
-
 def _add_parts(content: Any, deltas: list[Delta]) -> None:
     """Content that is a list of parts: texts, and thinking as some servers put it there."""
     for part in content if isinstance(content, list) else [content]:
@@ -279,8 +231,11 @@ def _add_parts(content: Any, deltas: list[Delta]) -> None:
 
 
 def _logprobs(value: Any) -> list[Any] | None:
-    """In the shape of the Responses API: `{token, bytes, logprob, top_logprobs}`."""
-    content = value.get("content") if isinstance(value, dict) else None
+    return read_logprobs(value.get("content")) if isinstance(value, dict) else None
+
+
+def read_logprobs(content: Any) -> list[Any] | None:
+    """Log probabilities in the shape of the Responses API: `{token, bytes, logprob, top_logprobs}`."""
     if not isinstance(content, list) or not content:
         return None
     return [
@@ -308,21 +263,22 @@ def _usage(raw_usage: bytes, raw_timings: bytes) -> Usage | None:
         timings = msgspec.json.decode(raw_timings or b"null")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(usage, dict) or not (_count(usage, "prompt_tokens") or _count(usage, "completion_tokens")):
+    if not (read_count(usage, "prompt_tokens") or read_count(usage, "completion_tokens")):
         return None
     cached = (
-        _count(usage.get("prompt_tokens_details"), "cached_tokens")
-        or _count(usage, "prompt_cache_hit_tokens")
-        or _count(timings, "cache_n")
+        read_count(usage.get("prompt_tokens_details"), "cached_tokens")
+        or read_count(usage, "prompt_cache_hit_tokens")
+        or read_count(timings, "cache_n")
     )
     return Usage(
-        input=_count(usage, "prompt_tokens"),
-        output=_count(usage, "completion_tokens"),
+        input=read_count(usage, "prompt_tokens"),
+        output=read_count(usage, "completion_tokens"),
         cached=cached,
-        reasoning=_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        reasoning=read_count(usage.get("completion_tokens_details"), "reasoning_tokens"),
     )
 
 
-def _count(holder: Any, name: str) -> int:
+def read_count(holder: Any, name: str) -> int:
+    """A number of tokens in what a server sent; 0 for anything else."""
     value = holder.get(name) if isinstance(holder, dict) else None
     return max(0, int(value)) if isinstance(value, int | float) and abs(value) < 2**53 else 0

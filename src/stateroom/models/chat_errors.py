@@ -23,6 +23,7 @@ from stateroom.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
+from stateroom.reasons import reason
 
 MESSAGE_LIMIT: Final = 2000
 RETRY_AFTER_LIMIT: Final = 3600.0
@@ -31,7 +32,7 @@ _OVERFLOW = re.compile(
     r"exceed_context_size|context_length_exceeded|context_window_exceeded|maximum context length|context window"
     r"|(exceed|longer than|larger than|greater than|beyond)[^.]{0,60}context (length|size)"
     r"|context (length|size)[^.]{0,40}(exceed|is only)|input token count[^.]{0,40}exceed"
-    r"|prompt is too long|input (is )?too long|max_new_tokens`? must be <=",
+    r"|prompt is too long|is too large to process|input (is )?too long|max_new_tokens`? must be <=",
     re.IGNORECASE,
 )
 
@@ -145,17 +146,17 @@ def from_stream(error: Told, *, server: str, key: str | None) -> BackendError:
 
 def from_transport(exc: Exception, *, server: str, connect_seconds: float) -> BackendError:
     """The error for a connection that could not be made or broke. What the server sent is not repeated."""
-    reason = str(getattr(exc, "os_error", None) or exc) or type(exc).__name__
+    why = reason(getattr(exc, "os_error", None) or exc)
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
-        return BackendUnavailable(f"{server} cannot be found: {reason}. Check the host name in its URL.")
+        return BackendUnavailable(f"{server} cannot be found: {why}. Check the host name in its URL.")
     if isinstance(exc, aiohttp.ClientSSLError | ssl.SSLError):
-        text = f"{server} cannot be reached over TLS: {reason}. Check its certificate and whether its URL is https."
+        text = f"{server} cannot be reached over TLS: {why}. Check its certificate and whether its URL is https."
         return BackendUnavailable(text, code="backend_tls_failed")
     if isinstance(exc, aiohttp.ServerTimeoutError):
         text = f"{server} did not accept a connection within {connect_seconds:g} s. Check that it runs and its URL."
         return BackendTimeout(text, code="backend_connect_timeout")
     if isinstance(exc, aiohttp.ClientConnectorError):
-        return BackendUnavailable(f"{server} cannot be reached: {reason}. Check that it runs and its URL.")
+        return BackendUnavailable(f"{server} cannot be reached: {why}. Check that it runs and its URL.")
     if isinstance(exc, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return BackendFailed(f"{server} has a URL that is not valid.", code="backend_misconfigured")
     if isinstance(exc, aiohttp.ClientResponseError):
@@ -164,7 +165,7 @@ def from_transport(exc: Exception, *, server: str, connect_seconds: float) -> Ba
         return BackendFailed(f"{server} broke off in the middle of its answer.")
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return BackendFailed(f"{server} broke off: it closed the connection.")
-    return BackendFailed(f"{server} broke off: {reason}.")
+    return BackendFailed(f"{server} broke off: {why}.")
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

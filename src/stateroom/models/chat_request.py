@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from stateroom.agent.tokens import estimate_json
 from stateroom.models.backend import FunctionSpec, ModelCall
 from stateroom.wire.chat_history import ChatHistory
 
@@ -15,13 +16,6 @@ OUTPUT_LIMIT: Final = "max_tokens"
 
 OUTPUT_LIMIT_NEW: Final = "max_completion_tokens"
 """What OpenAI's reasoning models insist on; used once a server has said so."""
-
-IMAGE_TOKENS: Final = 2048
-"""What an estimate counts for an image."""
-
-_DATA_URL = re.compile(rb'"data:[^"]{64,}"')
-_DIGITS: Final = b"0123456789"
-_ASCII: Final = bytes(range(128))
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,7 +51,7 @@ def encode_request(call: ModelCall, dialect: Dialect) -> bytes:
     parts += history(call, dialect).fragments(call.instructions, call.prefill)
     parts.append(b"]")
     if functions:
-        parts += (b',"tools":', _encoded_tools(functions, call.cache))
+        parts += (b',"tools":', encoded_tools(functions, call.cache, "chat:tools", _tool))
     if options:
         parts += (b",", _encode(options)[1:-1])
     parts.append(b"}")
@@ -71,6 +65,8 @@ def _options(call: ModelCall, dialect: Dialect) -> dict[str, Any]:
         "presence_penalty": call.presence_penalty,
         "frequency_penalty": call.frequency_penalty,
         dialect.output_limit: call.max_output_tokens,
+        "stop": list(call.stop) or None,
+        "seed": call.seed,
         "reasoning_effort": call.reasoning_effort,
         "verbosity": call.verbosity,
         "service_tier": call.service_tier,
@@ -122,14 +118,22 @@ def _tools(call: ModelCall) -> tuple[list[FunctionSpec] | tuple[FunctionSpec, ..
     return functions, options
 
 
-def _encoded_tools(functions: list[FunctionSpec] | tuple[FunctionSpec, ...], cache: dict[str, Any]) -> bytes:
-    """The declarations, encoded again only when they are other objects than in the context's last call."""
-    held = cache.get("chat:tools")
+def encoded_tools(
+    functions: Sequence[FunctionSpec],
+    cache: dict[str, Any],
+    name: str,
+    shape: Callable[[FunctionSpec], dict[str, Any]],
+) -> bytes:
+    """The declarations, encoded again only when they are other objects than in the context's last call.
+
+    `name` is where they stand in the cache, `shape` what a dialect makes of each.
+    """
+    held = cache.get(name)
     if held is not None and len(held[0]) == len(functions) and all(map(_is, held[0], functions)):
         encoded: bytes = held[1]
         return encoded
-    encoded = _encode([_tool(function) for function in functions])
-    cache["chat:tools"] = (tuple(functions), encoded)
+    encoded = _encode([shape(function) for function in functions])
+    cache[name] = (tuple(functions), encoded)
     return encoded
 
 
@@ -148,13 +152,5 @@ def _tool(function: FunctionSpec) -> dict[str, Any]:
 
 
 def estimate_tokens(body: bytes) -> int:
-    """A count on the high side for a request body, for servers that cannot count.
-
-    Digits are counted as a token each, other ASCII as one for three bytes or 1.4 for a word, and scripts outside
-    ASCII as seven for ten bytes: at or above what the common tokenizers make of them.
-    """
-    text, images = _DATA_URL.subn(b"", body)
-    digits = len(text) - len(text.translate(None, _DIGITS))
-    beyond = len(text.translate(None, _ASCII))
-    plain = len(text) - digits - beyond
-    return int(max(plain / 3, text.count(b" ") * 1.4) + digits + beyond * 0.7) + images * IMAGE_TOKENS + 32
+    """A count on the high side for a request body, for servers that cannot count."""
+    return estimate_json(body) + 32

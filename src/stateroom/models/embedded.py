@@ -25,13 +25,16 @@ from stateroom.models.engine import EngineProcess, EngineSettings, Started, defa
 from stateroom.models.grammar_schema import Bounds, fit
 from stateroom.models.weights import cache_directory, ensure_weights
 from stateroom.settings import BackendSettings, EmbeddedSettings
+from stateroom.telemetry.instruments import Instruments
 
 MODEL: Final = "smollm2-135m-instruct"
 DESCRIPTION: Final = "embedded smoke-test model: shows that the runtime works, not what a model can do"
 
 INSTRUCTIONS: Final = "You are a helpful assistant."
 """Given when the caller gives none: with it and temperature 0 the model does best."""
-OUTPUT_TOKENS: Final = 1_024
+TEMPERATURE: Final = 0.0
+"""The same."""
+OUTPUT_TOKENS: Final = 512
 """Bound on an answer when the caller sets none: this model does not always find an end."""
 BOUNDS: Final = Bounds(text=300, items=8, nodes=1_000)
 """What its grammar-forced replies are held to."""
@@ -52,12 +55,18 @@ class EmbeddedBackend:
     name = "embedded"
     can_prefill = True
 
-    def __init__(self, settings: EmbeddedSettings, *, progress: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: EmbeddedSettings,
+        *,
+        progress: Callable[[str], None] | None = None,
+        instruments: Instruments | None = None,
+    ) -> None:
         self.settings = settings
         self._progress = progress
         self._stop = threading.Event()
         self._engine = EngineProcess(self._prepare, self._started)
-        self._live = _LiveEngine(self._engine, settings.slots)
+        self._live = _LiveEngine(self._engine, settings.slots, instruments)
         self._outer = ToolEmulation(self._live, BOUNDS)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,7 +81,8 @@ class EmbeddedBackend:
         return await self._engine.running()
 
     async def models(self) -> list[Model]:
-        return [Model(MODEL, context_tokens=self.settings.context_tokens, description=DESCRIPTION)]
+        context = self.settings.context_tokens
+        return [Model(MODEL, context_tokens=context, description=DESCRIPTION, temperature=TEMPERATURE)]
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
         fitted = _fitted(call)
@@ -123,8 +133,9 @@ class _LiveEngine:
     name = EmbeddedBackend.name
     can_prefill = True
 
-    def __init__(self, engine: EngineProcess, slots: int) -> None:
+    def __init__(self, engine: EngineProcess, slots: int, instruments: Instruments | None = None) -> None:
         self._engine = engine
+        self._instruments = instruments
         self._slots = _Slots(slots)
         self._chat: tuple[Started, ChatBackend] | None = None
         self._changing = asyncio.Lock()
@@ -138,7 +149,7 @@ class _LiveEngine:
         for last in (False, True):
             started, chat = await self._dialect()
             async with self._slots.place(owner) as extra:
-                placed = msgspec.structs.replace(call, extra=extra)
+                placed = msgspec.structs.replace(call, extra={**(call.extra or {}), **(extra or {})})
                 try:
                     async with contextlib.aclosing(chat.generate(placed)) as batches:
                         async for batch in batches:
@@ -168,7 +179,7 @@ class _LiveEngine:
             started = await self._engine.running()
             if self._chat is None or self._chat[0] is not started:
                 await self.close()
-                chat = ChatBackend(self._settings(started), started.key)
+                chat = ChatBackend(self._settings(started), started.key, instruments=self._instruments)
                 with contextlib.suppress(BackendError):  # a request will say so, too
                     await chat.models()  # with the first answer it learns what this server does with connections
                 self._chat = started, chat
@@ -250,7 +261,7 @@ def _fitted(call: ModelCall) -> ModelCall:
     if fitted.instructions is None and not seen.has_system:
         fitted.instructions = INSTRUCTIONS
     if fitted.temperature is None:
-        fitted.temperature = 0.0
+        fitted.temperature = TEMPERATURE
     if fitted.max_output_tokens is None:
         fitted.max_output_tokens = OUTPUT_TOKENS
     if call.format is not None and call.format is not seen.format[0]:

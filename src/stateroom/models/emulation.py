@@ -21,6 +21,7 @@ from stateroom.models.backend import (
     Delta,
     Finished,
     FunctionSpec,
+    ItemDelta,
     Model,
     ModelCall,
     TextDelta,
@@ -78,10 +79,15 @@ async def _read(
                     deltas.append(TextDelta(text))
             elif isinstance(delta, Finished):
                 deltas += _ending(reader, delta, plan)
-            elif not isinstance(delta, ToolCallDelta):
+            elif not isinstance(delta, ToolCallDelta) and not _of_message(delta):
                 deltas.append(delta)
         if deltas:
             yield deltas
+
+
+def _of_message(delta: Delta) -> bool:
+    """Whether it begins or ends a message, which may turn out to be a call."""
+    return isinstance(delta, ItemDelta) and delta.item.get("type") == "message"
 
 
 def _ending(reader: ReplyReader, finished: Finished, plan: _Plan) -> list[Delta]:

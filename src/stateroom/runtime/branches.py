@@ -17,7 +17,8 @@ from stateroom.agent.state import BranchState
 from stateroom.clock import Clock
 from stateroom.errors import Fenced, InvalidRequest, StorageError
 from stateroom.journal.entries import ContextItem
-from stateroom.journal.store import Branch, Journal
+from stateroom.journal.store import Branch, Journal, RunRow
+from stateroom.runtime.lineage import Line, Lineage
 from stateroom.runtime.writer import BranchWriter, Flusher
 
 
@@ -35,10 +36,16 @@ class ActiveBranch:
         """What is in memory must not be used again once it is free."""
         self.parent: Branch | None = None
         """Set on a branch that its first append has yet to create."""
+        self.derived = False
+        """It lives in memory alone, and began with items of stored runs."""
         self.busy = False
         """Taken by a run or another writer."""
         self.counted = 0
         """Its size as it stands in the total of all branches."""
+        self.latest: RunRow | None = None
+        """The run that ended last on it, as the index has it."""
+        self.line: Line | None = None
+        """Its place among the branches of the journal; None on one that lives in memory alone."""
         self._queue: deque[asyncio.Future[None]] = deque()
 
     @property
@@ -115,11 +122,21 @@ class Branches:
         self._memory_bytes = memory_bytes
         self._holder = holder
         self._on_fenced = on_fenced
+        self.on_erase: list[Callable[[str, frozenset[tuple[str, int]]], None]] = []
+        """Told of what is erased: whoever holds items of branches elsewhere."""
         self._active: OrderedDict[tuple[str, str], ActiveBranch] = OrderedDict()
+        self._lineage = Lineage()
         self._loading: dict[tuple[str, str], asyncio.Future[ActiveBranch]] = {}
+        self._ended: dict[tuple[str, str], ActiveBranch] = {}
+        """By project and id of the latest run of each branch, which is the one that most turns continue."""
         self._size = 0
         self._erased_meanwhile: dict[tuple[str, str], list[frozenset[tuple[str, int]] | None]] = {}
         """What was erased while a branch was being loaded; None: something of the branch, whatever it was."""
+
+    @property
+    def size(self) -> int:
+        """Memory of the cached branches, in bytes, as it is estimated."""
+        return self._size
 
     async def open(self, project: str, branch: str) -> ActiveBranch:
         """The branch, folded to its head."""
@@ -141,13 +158,27 @@ class Branches:
             while True:
                 erased = self._erased_meanwhile[key] = []
                 state = await self._fold(project, branch)
+                line = await self._line(project, branch)
                 if not any(gone is None or state.erase(gone) for gone in erased):
                     break
         finally:
             del self._erased_meanwhile[key]
         active = ActiveBranch(project, branch, state)
+        active.line = line
         self._keep(active)
         return active
+
+    async def _line(self, project: str, branch: str) -> Line | None:
+        """Its line, below those of all that it descends from."""
+        line, unknown = self._lineage.find(project, branch), []
+        while line is None and branch:
+            unknown.append(branch)
+            row = await self._journal.branch(project, branch)
+            branch = row.parent if row is not None else ""
+            line = self._lineage.find(project, branch)
+        for name in reversed(unknown):
+            line = self._lineage.line(project, name, line)
+        return line
 
     async def _fold(self, project: str, branch: str) -> BranchState:
         state = BranchState()
@@ -162,9 +193,18 @@ class Branches:
                     await asyncio.sleep(0)
         return state
 
-    def begin(self, project: str, state: BranchState, parent: Branch, context: Context | None = None) -> ActiveBranch:
+    def in_use(self, project: str, branch: str) -> bool:
+        """Whether somebody writes the branch, or is about to fork it."""
+        active = self._active.get((project, branch))
+        if active is not None and active.busy:
+            return True
+        waiting = (each.parent for each in self._active.values() if each.project == project)
+        return any(parent is not None and parent.parent == branch for parent in waiting)
+
+    def _begin(self, project: str, state: BranchState, parent: Branch, above: Line | None) -> ActiveBranch:
         """A new branch, taken by the caller; its first append creates it."""
-        active = ActiveBranch(project, parent.id, state, context)
+        active = ActiveBranch(project, parent.id, state)
+        active.line = self._lineage.line(project, parent.id, above)
         active.parent = parent
         active.busy = True
         self._keep(active)
@@ -172,12 +212,12 @@ class Branches:
 
     def new(self, project: str) -> ActiveBranch:
         """A new branch without a parent, taken by the caller."""
-        return self.begin(project, BranchState(), Branch(ids.new_id("br"), project))
+        return self._begin(project, BranchState(), Branch(ids.new_id("br"), project), None)
 
     def fork(self, source: ActiveBranch, seq: int) -> ActiveBranch:
         """A new branch that shares `source` up to `seq`, taken by the caller."""
         parent = Branch(ids.new_id("br"), source.project, source.branch, seq, seq)
-        return self.begin(source.project, source.state.fork(seq), parent)
+        return self._begin(source.project, source.state.fork(seq), parent, source.line)
 
     def writer(self, active: ActiveBranch, *, journal: Journal | None = None) -> BranchWriter:
         """The writer of a branch that the caller has taken. A failed commit drops the branch from memory."""
@@ -214,20 +254,41 @@ class Branches:
         else:
             self._count(active)
 
-    def erase(self, project: str, gone: frozenset[tuple[str, int]]) -> None:
-        """Forget items, by id and seq, in every branch of the project: their content was erased.
+    def note_ended(self, active: ActiveBranch, row: RunRow) -> None:
+        """A run has ended on a branch, durably: who continues it need not ask the index."""
+        if self._active.get((active.project, active.branch)) is active:
+            self._forget_ended(active)
+            active.latest = row
+            self._ended[active.project, row.id] = active
 
-        Ids that clients choose may stand for other items elsewhere, so whatever was touched is folded anew afterwards.
+    def find_ended(self, project: str, run_id: str) -> RunRow | None:
+        """The row of a run that is the latest of a branch in memory; None says nothing."""
+        active = self._ended.get((project, run_id))
+        return active.latest if active is not None and not active.stale else None
+
+    def _forget_ended(self, active: ActiveBranch) -> None:
+        if active.latest is not None:
+            self._ended.pop((active.project, active.latest.id), None)
+            active.latest = None
+
+    def erase(self, project: str, branch: str, gone: frozenset[tuple[str, int]]) -> None:
+        """Forget items of a branch, by id and seq, in it and all that descend from it: their content was erased.
+
+        Ids that clients choose may stand for other items there, so whatever was touched is folded anew afterwards.
         """
         for key, erased in self._erased_meanwhile.items():
             if key[0] == project:
                 erased.append(gone)
+        for told in self.on_erase:
+            told(project, gone)
+        if (own := self._active.get((project, branch))) is not None:
+            self._forget_ended(own)
         seqs = {seq for _, seq in gone}
         holders = [
             active
-            for active in self._active.values()
-            if active.project == project
-            and (_holds(active.state.items, gone, seqs) or _holds(active.context.items, gone, seqs))
+            for name in self._lineage.below(project, branch)
+            if (active := self._active.get((project, name))) is not None
+            and (_holds(active.state.items, gone, seqs) or _sees(active.context, gone, seqs))
         ]
         for active in holders:
             in_context = active.state.items[: active.context.source_count]
@@ -266,6 +327,7 @@ class Branches:
             self._drop(old)
 
     def _drop(self, active: ActiveBranch) -> None:
+        self._forget_ended(active)
         del self._active[(active.project, active.branch)]
         self._size -= active.counted
         active.counted = 0
@@ -281,6 +343,13 @@ def _holds(items: Sequence[ContextItem], gone: frozenset[tuple[str, int]], seqs:
                 return True
             at += 1
     return False
+
+
+def _sees(context: Context, gone: frozenset[tuple[str, int]], seqs: set[int]) -> bool:
+    """The same for a context; one that was compacted is in another order."""
+    if context.summary is None:
+        return _holds(context.items, gone, seqs)
+    return any((held.id, held.seq) in gone for held in context.items)
 
 
 def _seq_of(held: ContextItem) -> int:

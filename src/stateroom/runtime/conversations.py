@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,14 +15,17 @@ from stateroom.journal.entries import (
     ContextItem,
     ConversationCreated,
     ConversationUpdated,
+    Fact,
     Item,
     ItemsAdded,
 )
 from stateroom.journal.store import ConversationRow, Index
 from stateroom.runtime.branches import ActiveBranch, Branches
+from stateroom.runtime.cursors import check_cursors
 from stateroom.runtime.erasure import Erasure
 from stateroom.runtime.inputs import Inputs
-from stateroom.runtime.runs import Runs, conversation_not_found
+from stateroom.runtime.reading import conversation_not_found
+from stateroom.runtime.runs import Runs
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -43,19 +48,33 @@ class Conversations:
         self._inputs = inputs
         self._erasure = erasure
 
-    async def create(self, project: str, *, metadata: dict[str, str], items: list[Item]) -> Conversation:
-        """A new conversation that begins with these items."""
+    async def create(
+        self,
+        project: str,
+        *,
+        metadata: dict[str, str],
+        items: list[Item],
+        new_id: str = "",
+        also: Sequence[Fact] = (),
+    ) -> Conversation:
+        """A new conversation that begins with these items. `also` is committed with it."""
         with self._inputs.hold() as hold:
             whole = await self._inputs.resolve(project, items, present=frozenset(), hold=hold)
-            return await self._begin(self._branches.new(project), metadata, whole, forked_from="")
+            branch = self._branches.new(project)
+            return await self._begin(branch, metadata, whole, forked_from="", new_id=new_id, also=also)
 
     async def get(self, project: str, conversation_id: str) -> Conversation:
         """Raises NotFound."""
         return _shown(await self._row(project, conversation_id))
 
-    async def page(self, project: str, *, after: str, limit: int, descending: bool) -> list[Conversation]:
-        """By age, one more than `limit` when there are more."""
-        rows = await self._index.conversations(project, after=after, limit=limit + 1, descending=descending)
+    async def page(
+        self, project: str, *, after: str, before: str = "", limit: int, descending: bool
+    ) -> list[Conversation]:
+        """By age, one more than `limit` when there are more. Raises InvalidRequest on unknown cursors."""
+        await check_cursors(partial(self._index.conversation, project), "conversation", after=after, before=before)
+        rows = await self._index.conversations(
+            project, after=after, before=before, limit=limit + 1, descending=descending
+        )
         return [_shown(row) for row in rows]
 
     async def update(self, project: str, conversation_id: str, metadata: dict[str, str]) -> Conversation:
@@ -94,8 +113,18 @@ class Conversations:
                 return await self.shown(held)
         raise _item_not_found(item_id)
 
-    async def add_items(self, project: str, conversation_id: str, items: list[Item]) -> list[ContextItem]:
-        """Append items; durable when this returns. Raises NotFound, InvalidRequest `conversation_locked`."""
+    async def add_items(
+        self,
+        project: str,
+        conversation_id: str,
+        items: list[Item],
+        *,
+        also: Callable[[str], Sequence[Fact]] = lambda seq: (),
+    ) -> list[ContextItem]:
+        """Append items; durable when this returns. Raises NotFound, InvalidRequest `conversation_locked`.
+
+        What `also` makes of the seq by which `added` finds them is committed with them.
+        """
         with self._inputs.hold() as hold:
             whole = await self._inputs.resolve(project, items, present=frozenset(), hold=hold)
             active = await self._runs.take_conversation(project, conversation_id)
@@ -104,10 +133,17 @@ class Conversations:
                 before = len(active.state.items)
                 writer.add(ItemsAdded(ids.new_key(), whole))
                 added = active.state.items[before:]
+                for record in also(str(active.state.head)):
+                    writer.add(record)
                 await writer.commit(release=True)
             finally:
                 self._branches.done(active)
         return [await self.shown(held) for held in added]
+
+    async def added(self, project: str, conversation_id: str, seq: int) -> list[ContextItem]:
+        """What was appended at this seq, but for what was deleted since. Raises NotFound."""
+        held = await self.items(project, conversation_id)
+        return [await self.shown(each) for each in held if each.seq == seq]
 
     async def delete_item(self, project: str, conversation_id: str, item_id: str) -> Conversation:
         """Erase one item. Raises NotFound, InvalidRequest `conversation_locked`."""
@@ -127,6 +163,8 @@ class Conversations:
         after_item_id: str = "",
         response_id: str = "",
         metadata: dict[str, str] | None = None,
+        new_id: str = "",
+        also: Sequence[Fact] = (),
     ) -> Conversation:
         """A new conversation that shares this one's items: all, up to an item, or up to the end of a response."""
         row = await self._row(project, conversation_id)
@@ -145,9 +183,12 @@ class Conversations:
         elif active.state.open is not None:
             seq = active.state.open.start - 1
         wanted = row.metadata if metadata is None else metadata
-        return await self._begin(self._branches.fork(active, seq), wanted, rest, forked_from=row.id, copied=cut)
+        branch = self._branches.fork(active, seq)
+        return await self._begin(branch, wanted, rest, forked_from=row.id, copied=cut, new_id=new_id, also=also)
 
-    async def fork_chain(self, project: str, run_id: str, metadata: dict[str, str]) -> Conversation:
+    async def fork_chain(
+        self, project: str, run_id: str, metadata: dict[str, str], *, new_id: str = "", also: Sequence[Fact] = ()
+    ) -> Conversation:
         """A new conversation that begins with a response and all that came before it. Raises NotFound."""
         view = await self._runs.view(project, run_id)
         row = await self._index.run(project, run_id)
@@ -155,16 +196,27 @@ class Conversations:
             message = f"Response '{view.id}' is still in progress; fork it when it has ended."
             raise InvalidRequest(message, code="response_in_progress", param="response_id")
         source = await self._branches.open(project, row.branch)
-        return await self._begin(self._branches.fork(source, row.end), metadata, [], forked_from="")
+        branch = self._branches.fork(source, row.end)
+        return await self._begin(branch, metadata, [], forked_from="", new_id=new_id, also=also)
 
     async def _begin(
-        self, active: ActiveBranch, metadata: dict[str, str], items: list[Item], *, forked_from: str, copied: int = -1
+        self,
+        active: ActiveBranch,
+        metadata: dict[str, str],
+        items: list[Item],
+        *,
+        forked_from: str,
+        copied: int = -1,
+        new_id: str,
+        also: Sequence[Fact],
     ) -> Conversation:
         try:
             writer = self._branches.writer(active)
-            writer.add(ConversationCreated(ids.new_id("conv"), metadata, forked_from))
+            writer.add(ConversationCreated(new_id or ids.new_id("conv"), metadata, forked_from))
             if items:
                 writer.add(ItemsAdded(ids.new_key(), items, copied))
+            for record in also:
+                writer.add(record)
             await writer.commit(release=True)
             state = active.state
         finally:

@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from stateroom.errors import StateroomError, TooMany
+from stateroom.errors import ServerStopping, StateroomError, TooMany
+from stateroom.runtime.closing import wait_ended
 from stateroom.runtime.live import LiveRun
+from stateroom.runtime.watch import RunWatch
 from stateroom.runtime.worker import Worker
 
 log = logging.getLogger("stateroom.runtime")
@@ -34,17 +36,27 @@ class Dispatcher(Protocol):
         """End the run as cancelled; returns when that is durable."""
         ...
 
-    async def close(self, seconds: float) -> int:
-        """Let runs finish for that long, then park the rest; returns how many were parked."""
+    async def close(self, seconds: float, enough: asyncio.Event | None = None) -> int:
+        """Let runs finish for that long, or until `enough`, then park the rest; returns how many were parked."""
         ...
 
 
 class LocalDispatcher:
     """Tasks on this process's event loop."""
 
-    def __init__(self, worker: Worker, *, runs_max: int, waiting_max: int, on_done: Callable[[LiveRun], None]) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        *,
+        runs_max: int,
+        waiting_max: int,
+        on_done: Callable[[LiveRun], None],
+        watch: RunWatch | None = None,
+    ) -> None:
+        self._watch = watch or RunWatch()
         self._worker = worker
         self._places = asyncio.Semaphore(runs_max)
+        self._placed = 0
         self._bound = runs_max + waiting_max
         self._on_done = on_done
         self._runs: dict[str, LiveRun] = {}
@@ -57,9 +69,7 @@ class LocalDispatcher:
     def admitted(self) -> Iterator[None]:
         """Keeps a place for a run that is about to be started. Raises TooMany when too many wait already."""
         if self._closed:
-            stopping = StateroomError("This server is stopping. Retry when it is up again.", code="server_stopping")
-            stopping.status = 503
-            raise stopping
+            raise ServerStopping
         if len(self._runs) + self._coming >= self._bound:
             raise TooMany(
                 "Too many runs are waiting on this server. Retry in a few seconds, or raise `limits.waiting_runs`.",
@@ -76,11 +86,17 @@ class LocalDispatcher:
         """Runs that go on or wait."""
         return len(self._runs)
 
+    @property
+    def waiting(self) -> int:
+        """Those of them that wait for a place."""
+        return len(self._runs) - self._placed
+
     def start(self, run: LiveRun) -> None:
         if self._closed:
             self._through(run)  # parked before it began
             return
         self._runs[run.id] = run
+        self._watch.began(run)
         run.task = asyncio.get_running_loop().create_task(self._carry_out(run), name=run.id)
         # Not a `finally` of the task: one that is cancelled before its first step never gets to it.
         run.task.add_done_callback(lambda _: self._through(run))
@@ -108,13 +124,12 @@ class LocalDispatcher:
             if run.begun and run.task is not None:
                 run.task.cancel()
 
-    async def close(self, seconds: float) -> int:
+    async def close(self, seconds: float, enough: asyncio.Event | None = None) -> int:
         self._closed = True
         for timer in self._timers:
             timer.cancel()
         tasks = [run.task for run in self._runs.values() if run.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        await wait_ended(tasks, seconds, enough)
         parked = [task for task in tasks if not task.done()]
         for task in parked:
             task.cancel()
@@ -129,7 +144,12 @@ class LocalDispatcher:
                 if run.cancelling:
                     raise asyncio.CancelledError
                 async with self._places:
-                    await self._worker.drive(run)
+                    self._placed += 1
+                    try:
+                        self._watch.placed(run)
+                        await self._worker.drive(run)
+                    finally:
+                        self._placed -= 1
             except asyncio.CancelledError:
                 # Cancelled while it waited for a place: the worker ends it, which takes no time.
                 if not run.cancelling or run.state.ended is not None:
@@ -144,9 +164,11 @@ class LocalDispatcher:
 
     def _through(self, run: LiveRun) -> None:
         """Its task is over, whatever came of it."""
-        self._runs.pop(run.id, None)
+        carried_out = self._runs.pop(run.id, None) is not None
         if run.stream is not None:
             run.stream.end(cut=run.state.ended is None)
         self._on_done(run)
         if not run.done.done():
             run.done.set_result(None)
+        if carried_out:
+            self._watch.ended(run)  # last: whoever waits for the run must be told, whatever becomes of this

@@ -8,10 +8,12 @@ that by which the erased thing is found: when a crash comes in between, the eras
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 
 from stateroom import ids
+from stateroom.agent.compaction import compacted_of
 from stateroom.agent.context import blob_digests
 from stateroom.agent.state import BranchState, fold_run
 from stateroom.blobs.hold import HeldBlobs
@@ -23,12 +25,15 @@ from stateroom.journal.entries import (
     ConversationDeleted,
     Entry,
     Erased,
+    Fact,
     Item,
     ItemFinished,
     ItemsAdded,
     Kind,
-    Record,
+    RecordNoted,
+    RecordPut,
     RunStarted,
+    RunSteered,
     ToolOutcome,
     decode,
     encode,
@@ -39,6 +44,8 @@ from stateroom.runtime.branches import ActiveBranch, Branches
 
 KEPT_KINDS = frozenset({Kind.CONVERSATION_DELETED, Kind.ERASED})
 """Entries without content."""
+_ERASED_AT_ONCE = 100
+"""Entries that one commit erases where it may be done in pieces: it keeps everybody else's waiting."""
 
 
 class Erasure:
@@ -59,12 +66,47 @@ class Erasure:
         entries = await self._journal.read(project, row.branch, run=row.start)
         run = fold_run(entries)
         held = [*run.input_items(row.start), *run.output_items(row.start)] if run is not None else []
+        await self._erase_compactions(project, row.branch, row.start)
         await self._erase_copies(project, row.branch, row.end, frozenset(item.id for item in held))
         if not await self._reached(project, row.branch, row.id):
             await self._erase_unneeded(project, row.branch, row.id)
+        if run is not None:
+            await self._forget_steers(project, row.branch, run.started.previous)
         await self._erase(project, row.branch, entries)
         # Its branch knows the items by the run's last entry, a context in which it was prepared by its first.
-        self._branches.erase(project, frozenset((item.id, seq) for item in held for seq in (row.start, row.end)))
+        gone = frozenset((item.id, seq) for item in held for seq in (row.start, row.end))
+        self._branches.erase(project, row.branch, gone)
+
+    async def _forget_steers(self, project: str, branch: str, previous: str) -> None:
+        """What was said to the run before a run that goes stands in that one's entries, too."""
+        row = await self._index.run(project, previous) if previous else None
+        if row is not None and row.branch == branch:
+            bodies, digests = _without_steers(await self._journal.read(project, branch, run=row.start))
+            await self._redact(project, branch, bodies, digests)
+
+    async def erase_after(self, project: str, branch: str, seq: int, pause: Callable[[], Awaitable[None]]) -> int:
+        """Erase what a branch itself has beyond `seq`, which nothing needs any more; how many runs it were.
+
+        It is done in pieces, with a pause behind each; no run is cut in two.
+        """
+        row = await self._journal.branch(project, branch)
+        after = max(seq, row.parent_seq) if row is not None else seq
+        entries = [entry for entry in await self._journal.read(project, branch, after=after) if _is_beyond(entry, seq)]
+        state = BranchState()
+        runs = 0
+        for entry in entries:
+            state.apply(entry)
+            started = state.open if entry.kind == Kind.RUN_STARTED else None
+            if started is not None and not runs:
+                await self._forget_steers(project, branch, started.started.previous)
+            runs += started is not None
+        for piece in _pieces(entries):
+            await self._erase(project, branch, piece)
+            await pause()
+        if runs:
+            self._branches.erase(project, branch, frozenset((held.id, held.seq) for held in state.items))
+            self._branches.forget(project, branch)
+        return runs
 
     async def erase_conversation(self, active: ActiveBranch) -> None:
         """Erase a conversation that the caller has taken, as far as no fork needs it."""
@@ -105,7 +147,7 @@ class Erasure:
         for entry in entries:
             state.apply(entry)
         # A fork that is being made just now has them in memory and is not among the children yet.
-        self._branches.erase(project, frozenset((held.id, held.seq) for held in state.items))
+        self._branches.erase(project, branch, frozenset((held.id, held.seq) for held in state.items))
         self._branches.forget(project, branch)
 
     async def _lives(self, project: str, branch: str, dying: str) -> bool:
@@ -142,10 +184,33 @@ class Erasure:
             row = await self._journal.branch(active.project, branch)
         after = row.parent_seq if row is not None else -1
         entries = await self._journal.read(active.project, branch, after=after, upto=held.seq)
+        began = entries[-1].run if entries and entries[-1].run >= 0 else held.seq
+        await self._erase_compactions(active.project, branch, began)
         found = await self._erase_items(active.project, branch, entries, frozenset({item_id}))
-        self._branches.erase(active.project, frozenset({(item_id, held.seq)}))
+        self._branches.erase(active.project, branch, frozenset({(item_id, held.seq)}))
         await self._erase_copies(active.project, branch, held.seq, frozenset({item_id}))
         return found
+
+    async def _erase_compactions(self, project: str, branch: str, seq: int) -> None:
+        """What was compacted since this entry says what it said: it goes, and the model sees the history itself again.
+
+        The streams that showed it go with it.
+        """
+        below = [(branch, seq)]
+        while below:
+            name, after = below.pop()
+            for fork in await self._index.children(project, name):
+                if fork.parent_seq >= after:
+                    below.append((fork.id, fork.parent_seq))
+            bodies: dict[int, bytes | None] = {}
+            for entry in await self._journal.read(project, name, after=after):
+                if entry.kind == Kind.ITEM_FINISHED and b'"compacted"' in entry.body:
+                    record = decode(entry.kind, entry.body)
+                    if isinstance(record, ItemFinished) and compacted_of(record.item) is not None:
+                        bodies[entry.seq] = None
+            if bodies:
+                await self._redact(project, name, bodies, set())
+                self._branches.forget(project, name)
 
     async def _erase_copies(self, project: str, branch: str, seq: int, item_ids: frozenset[str]) -> None:
         """A fork that cuts this entry of the branch in two begins with copies of some of its items: they go, too."""
@@ -180,9 +245,11 @@ class Erasure:
                     calls.add((entry.run, record.index))
             elif isinstance(record, ToolOutcome) and (entry.run, record.index) in calls:
                 bodies[entry.seq] = None
-        await self._redact(project, branch, bodies, digests)
+        latest = max((seq for seq in bodies if seq in keys), default=-1)
+        said, more = _without_steers([entry for entry in entries if entry.seq < latest])
+        await self._redact(project, branch, {**bodies, **said}, digests | more)
         seqs = {seq for entry in entries if entry.seq in bodies for seq in (entry.seq, entry.run)}
-        self._branches.erase(project, frozenset((item_id, seq) for item_id in item_ids for seq in seqs))
+        self._branches.erase(project, branch, frozenset((item_id, seq) for item_id in item_ids for seq in seqs))
         return bool(bodies)
 
     async def _erase(self, project: str, branch: str, entries: list[Entry]) -> None:
@@ -203,6 +270,24 @@ class Erasure:
                 await self._blobs.delete(digest)
 
 
+def _pieces(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """The entries some at a time, all of a run together: of one that has lost its beginning nobody finds the rest."""
+    piece: list[Entry] = []
+    for entry in entries:
+        begins = entry.run in (-1, entry.seq)
+        if begins and len(piece) >= _ERASED_AT_ONCE:
+            yield piece
+            piece = []
+        piece.append(entry)
+    if piece:
+        yield piece
+
+
+def _is_beyond(entry: Entry, seq: int) -> bool:
+    """Whether neither the entry nor the run that it belongs to begins at this seq or before."""
+    return entry.seq > seq and (entry.run == -1 or entry.run > seq)
+
+
 def _digests(entry: Entry) -> set[str]:
     record = decode(entry.kind, entry.body)
     match record:
@@ -213,11 +298,27 @@ def _digests(entry: Entry) -> set[str]:
             return set(blob_digests(record.items))
         case ItemFinished():
             return set(blob_digests([record.item]))
+        case RunSteered():
+            return set(blob_digests(record.input))
+        case RecordPut() | RecordNoted():
+            return set(record.blobs)
         case _:
             return set()
 
 
-def _without(record: Record, run_key: str, item_ids: frozenset[str]) -> tuple[bytes | None, set[str]] | None:
+def _without_steers(entries: list[Entry]) -> tuple[dict[int, bytes | None], set[str]]:
+    """Bodies without what was said to these runs, and its blobs. The runs that took it in hold it as their input."""
+    bodies: dict[int, bytes | None] = {}
+    digests: set[str] = set()
+    for entry in entries:
+        record = decode(entry.kind, entry.body) if entry.kind == Kind.RUN_STEERED else None
+        if isinstance(record, RunSteered) and record.input:
+            bodies[entry.seq] = encode(RunSteered(record.id, []))
+            digests |= set(blob_digests(record.input))
+    return bodies, digests
+
+
+def _without(record: Fact, run_key: str, item_ids: frozenset[str]) -> tuple[bytes | None, set[str]] | None:
     """An entry's body without these items (None: nothing of it is left), and their blobs; None: they are not in it.
 
     `run_key` owns the id of the item that a run finished.

@@ -6,6 +6,7 @@ and did not come, a context that is too long for a caller who said `truncation: 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -14,23 +15,33 @@ from functools import partial
 import msgspec
 
 from stateroom.access.sealing import Sealer
-from stateroom.agent.assembler import Assembler
-from stateroom.agent.context import Context, blob_digests
+from stateroom.agent.assembler import STEERED, Assembler
+from stateroom.agent.compaction import relevant
+from stateroom.agent.context import Context, shown_blobs
+from stateroom.agent.state import add_usage
+from stateroom.agent.steps import HOSTED_CALL
+from stateroom.agent.tokens import estimate_text
+from stateroom.agent.truncation import shortened
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.errors import BackendFailed, BackendRejected, BackendUnavailable
-from stateroom.journal.entries import ContextItem, ItemAbandoned, RunSettings, Usage
+from stateroom.journal.entries import Answered, ContextItem, ItemAbandoned, RunSettings, Usage
 from stateroom.models.backend import (
     Backend,
     Finished,
+    ItemDelta,
     ModelCall,
     ReasoningDelta,
     RefusalDelta,
+    SummaryDelta,
     TextDelta,
     ToolCallDelta,
 )
+from stateroom.models.bounds import bounded
 from stateroom.models.emulation import ToolEmulation
 from stateroom.models.router import Router
+from stateroom.models.stops import heeding_stops
+from stateroom.runtime.fitting import fit
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.surface import ToolPlan
 from stateroom.settings import Limits
@@ -55,9 +66,9 @@ class Generator:
         """Generate the next answer of the run; its items are added to the run's writer. Raises BackendError."""
         backend, model = self._router.resolve(run.settings.model)
         context = run.branch.context
-        await self.extend(context, run.state.output_items(run.state.start)[run.context_outputs :])
-        run.context_outputs = len(run.state.output)
+        await self.catch_up(run)
         call = build_call(run.settings, run.plan, model, context, stream=run.renderer is not None)
+        await fit(backend, call, context, self._router.window(run.settings.model), run.settings.truncation)
         resumed, run.resumed = run.resumed, None
         if resumed is not None and not backend.can_prefill:
             # Another backend than the one that was there when the run was taken up.
@@ -75,16 +86,27 @@ class Generator:
             resumed=resumed,
             seal=partial(self._sealer.seal, run.project) if SEALED_REASONING in run.settings.include else None,
         )
+        began, run.answer_at = self._clock.monotonic(), 0.0
         finished = await self._obedient_answer(run, backend, call, assembler)
-        usage = finished.usage or estimate_usage(call, context, assembler.size)
-        assembler.end(finished.reason, usage)
+        if finished.reason == STEERED and not assembler.size:
+            return  # nothing to keep: what was begun is closed with the run
+        usage, run.spent = run.spent, None
+        first_ms = round((run.answer_at - began) * 1000) if run.answer_at else -1
+        by = Answered(backend.name, round((self._clock.monotonic() - began) * 1000), first_ms)
+        assembler.end(finished.reason, usage, by)
         self._keep_finished(run, assembler)
         run.assembler = None
 
     async def _obedient_answer(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
-        """Ask until the answer keeps to the tool choice. Raises BackendFailed when it never does."""
+        """Ask until the answer keeps to the tool choice. Raises BackendFailed when it never does.
+
+        What every try used is added up in `run.spent`: those that came to nothing have to be paid, too.
+        """
         for _ in range(ATTEMPTS_MAX):
+            begun = assembler.size
             finished = await self._fitting_answer(run, backend, call, assembler)
+            used = finished.usage or estimate_usage(call, assembler.size - begun, run.branch.context)
+            run.spent = add_usage(run.spent, used)
             must_call = call.tool_choice not in ("auto", "none")
             refused = bool(assembler.refused_calls) and assembler.size == 0
             if finished.reason != "stop" or assembler.calls or not (must_call or refused):
@@ -110,17 +132,38 @@ class Generator:
                     raise
                 await self._clock.sleep(0.5)
             except BackendRejected as error:
-                shorter = shortened(call.items) if run.settings.truncation == "auto" else None
-                if error.code != "context_length_exceeded" or shorter is None or assembler.begun:
+                context = run.branch.context
+                may_cut = run.settings.truncation == "auto" and error.code == "context_length_exceeded"
+                left = shortened(context.items, pinned=context.summary) if may_cut else None
+                if left is None or assembler.begun:
                     raise
-                call.items, call.cache = shorter, {}
+                own_cache = call.cache is not context.cache
+                context.truncate(left)
+                call.items, call.cache = context.items, {} if own_cache else context.cache
 
     async def _stream(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
+        """Read one answer to its end, or until the run is interrupted."""
+        run.interruptible = True
+        try:
+            return await self._read(run, backend, call, assembler)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not run.interrupted or run.cancelling or (task is not None and task.uncancel()):
+                raise
+            return Finished(STEERED, None)
+        finally:
+            run.interruptible = run.interrupted = False
+
+    async def _read(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
         finished: Finished | None = None
         writer, live = run.writer, run.renderer is not None
-        async with aclosing(backend.generate(call)) as batches:
+        async with aclosing(heeding_stops(backend, call)) as batches:
             async for batch in batches:
-                for delta in batch:
+                if not run.answer_at:
+                    run.answer_at = self._clock.monotonic()
+                    run.first_at = run.first_at or run.answer_at
+                fitting, is_cut = bounded(batch, self._limits.output_bytes - assembler.size)
+                for delta in fitting:
                     kind = type(delta)
                     if kind is TextDelta:
                         assembler.text(delta.text, delta.logprobs)  # type: ignore[union-attr]  # narrowed by `kind`, which is cheaper than isinstance here
@@ -128,6 +171,10 @@ class Generator:
                         assembler.call(delta.key, delta.call_id, delta.name, delta.arguments, delta.extra)
                     elif isinstance(delta, ReasoningDelta):
                         assembler.reason(delta.text)
+                    elif isinstance(delta, SummaryDelta):
+                        assembler.summarise(delta.text, delta.part)
+                    elif isinstance(delta, ItemDelta):
+                        assembler.item(delta.item, delta.origin, done=delta.done)
                     elif isinstance(delta, RefusalDelta):
                         assembler.refuse(delta.text)
                     elif isinstance(delta, Finished):
@@ -137,7 +184,7 @@ class Generator:
                     writer.touch()
                 if writer.failure is not None:
                     raise writer.failure  # nobody will ever see what is still to come
-                if assembler.is_over(self._limits.output_bytes):
+                if is_cut or assembler.is_over(self._limits.output_bytes):
                     return Finished("length", finished.usage if finished else None)
         if finished is None:
             raise BackendFailed("The model server ended its answer without saying that it was complete.")
@@ -149,30 +196,45 @@ class Generator:
 
     async def prepare(self, run: LiveRun) -> None:
         """Bring the branch's context up to the run's input."""
-        context = run.branch.context
-        await self.extend(context, run.branch.state.items[context.source_count :])
+        context, state = run.branch.context, run.branch.state
+        if context.truncated and run.settings.truncation != "auto":
+            context.restart()  # what another run had cut off belongs to this one
+        if state.counted_tokens and state.counted_at >= context.source_count:
+            await self.extend(context, state.items[context.source_count : state.counted_at])
+            context.note_count(state.counted_tokens, context.tokens_fixed)
+        await self.extend(context, state.items[context.source_count :])
+        context.tokens_fixed = 0
         context.mark()
         await self.extend(context, run.state.input_items(run.state.start))
 
+    async def catch_up(self, run: LiveRun) -> None:
+        """Bring the context up to the run's latest output."""
+        context, state = run.branch.context, run.state
+        outputs = state.output_items(state.start)
+        if state.counted_tokens and state.counted_outputs > run.context_outputs:
+            await self.extend(context, outputs[run.context_outputs : state.counted_outputs])
+            results = [
+                held.item.get("output") or ""
+                for held in outputs[state.answer_start : state.counted_outputs]
+                if held.item.get("type") == HOSTED_CALL
+            ]
+            since = sum(estimate_text(str(result).encode()) for result in results)
+            context.note_count(state.counted_tokens + since, context.tokens_fixed)
+            run.context_outputs = state.counted_outputs
+        await self.extend(context, outputs[run.context_outputs :])
+        run.context_outputs = len(outputs)
+
     async def extend(self, context: Context, items: Sequence[ContextItem]) -> None:
-        """Add branch items to a context, with their images."""
+        """Add branch items to a context, with the images and the texts of files of those that it will show."""
         images: dict[str, str] = {}
-        for held in items:
-            for digest in blob_digests([held.item]):
+        for held in relevant(items):
+            for name, digest, media_type in shown_blobs(held.item):
                 data = await self._blobs.get(digest)
-                if data is not None:
-                    images[digest] = data_url(held, digest, data)
+                if data is not None and media_type:
+                    images[name] = f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+                elif data is not None:
+                    images[name] = data.decode()
         context.extend(items, images)
-
-
-def data_url(held: ContextItem, digest: str, data: bytes) -> str:
-    """The data URL of an image that an item keeps as a blob."""
-    media_type = "application/octet-stream"
-    for field in ("content", "output"):
-        for part in held.item.get(field) or ():
-            if isinstance(part, dict) and part.get("blob") == digest:
-                media_type = part.get("media_type", media_type)
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def build_call(settings: RunSettings, plan: ToolPlan, model: str, context: Context, *, stream: bool) -> ModelCall:
@@ -196,26 +258,24 @@ def build_call(settings: RunSettings, plan: ToolPlan, model: str, context: Conte
         max_output_tokens=settings.max_output_tokens,
         top_logprobs=(settings.top_logprobs or 0) if wants_logprobs else None,
         reasoning_effort=reasoning.get("effort"),
+        reasoning_summary=reasoning.get("summary") or reasoning.get("generate_summary"),
         format=format_ if format_.get("type") in ("json_schema", "json_object") else None,
         verbosity=text.get("verbosity"),
         service_tier=echo.get("service_tier"),
         user=echo.get("safety_identifier") or echo.get("user"),
         prompt_cache_key=echo.get("prompt_cache_key"),
+        stop=settings.stop,
+        seed=settings.seed,
+        extra=None if settings.logit_bias is None else {"logit_bias": settings.logit_bias},
     )
 
 
-def shortened(items: Sequence[ContextItem]) -> list[ContextItem] | None:
-    """The context without its oldest quarter (system and developer messages stay); None when nothing can go."""
-    removable = [n for n, held in enumerate(items[:-1]) if held.item.get("role") not in ("system", "developer")]
-    if not removable:
-        return None
-    gone = set(removable[: max(1, len(removable) // 4)])
-    return [held for n, held in enumerate(items) if n not in gone]
+def estimate_usage(call: ModelCall, characters: int, context: Context | None = None) -> Usage:
+    """Token counts when the backend gave none: four bytes a token, marked as an estimate.
 
-
-def estimate_usage(call: ModelCall, context: Context, characters: int) -> Usage:
-    """Token counts when the backend gave none: four bytes a token, marked as an estimate."""
-    if call.items is context.items:
+    A context that has measured the call's items before saves measuring them.
+    """
+    if context is not None and call.items is context.items:
         size = context.size()
     else:
         size = sum(len(msgspec.json.encode(held.item)) for held in call.items)

@@ -1,4 +1,4 @@
-"""Making a run's input whole before it is written: references, images, sealed reasoning, large settings.
+"""Making a run's input whole before it is written: references, images, files, sealed reasoning, large settings.
 
 All that can fail because of the caller fails here, before anything is journalled.
 """
@@ -15,13 +15,16 @@ import msgspec
 from stateroom import ids
 from stateroom.access.outbound import OutboundGuard
 from stateroom.access.sealing import Sealer
-from stateroom.agent.context import blob_digests
+from stateroom.agent.carried import from_carried
+from stateroom.agent.compaction import COMPACTION, from_sealed
+from stateroom.agent.context import BY_REFERENCE, blob_digests
 from stateroom.agent.state import fold_run
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import Entry, Item, ItemsAdded, RunSettings, RunStarted, decode
 from stateroom.journal.store import Index, Journal, RunRow
+from stateroom.runtime.file_inputs import SOURCES, FileBudget, FileInputs
 from stateroom.settings import Limits
 
 BLOB_FROM_BYTES = 512
@@ -41,6 +44,7 @@ class _Pulled:
         self._downloads = 0
         self._downloaded = 0
         self._read = 0
+        self.files = FileBudget(limits)
         self.items: dict[tuple[str, int], dict[str, Item]] = {}
         """Items by id, of runs by branch and seq of their first entry."""
         self.entries: dict[tuple[str, int], list[Item]] = {}
@@ -87,7 +91,9 @@ class Inputs:
         guard: OutboundGuard,
         sealer: Sealer,
         limits: Limits,
+        files: FileInputs,
     ) -> None:
+        self._files = files
         self._journal = journal
         self._index = index
         self._blobs = blobs
@@ -103,10 +109,10 @@ class Inputs:
     async def resolve(
         self, project: str, items: Iterable[Item], *, present: frozenset[str], hold: BlobHold | None
     ) -> list[Item]:
-        """The items with references replaced by what they name and images fetched.
+        """The items with references replaced by what they name, images fetched and files read.
 
         References to items that are `present` in the branch already add nothing. Without a `hold` nothing is stored:
-        images stay in the items.
+        images and the texts of files are in the items.
         """
         resolved: list[Item] = []
         pulled = _Pulled(self._limits)
@@ -120,10 +126,12 @@ class Inputs:
                 if item["id"] not in present and item["id"] not in referenced:
                     referenced.add(item["id"])
                     resolved.append(await self._referenced(project, item["id"], f"input[{position}].id", pulled))
-            elif kind == "reasoning" and item.get("encrypted_content") and not item.get("content"):
+            elif kind == COMPACTION:
+                resolved.append(self._compaction(project, item, f"input[{position}]"))
+            elif kind == "reasoning" and item.get("encrypted_content"):
                 resolved.append(self._opened(project, item))
             else:
-                resolved.append(await self._with_images(item, f"input[{position}]", pulled, hold=hold))
+                resolved.append(await self._with_media(project, item, f"input[{position}]", pulled, hold=hold))
         return resolved
 
     async def _item(self, project: str, item_id: str, pulled: _Pulled) -> Item | None:
@@ -176,29 +184,58 @@ class Inputs:
                 code="item_not_found",
                 param=param,
             )
+        if item.get("type") == COMPACTION:
+            item = self._compaction(project, item, param)
         return {**item, "id": item_id}
 
-    def _opened(self, project: str, item: Item) -> Item:
-        text = self._sealer.open(project, item["encrypted_content"])
-        if text is None:
+    def _compaction(self, project: str, item: Item, path: str) -> Item:
+        """A compaction item with what it stands for, which clients carry sealed. Raises InvalidRequest."""
+        opened = self._sealer.open(project, item["encrypted_content"])
+        carried = from_sealed(opened) if opened is not None else None
+        if carried is not None:
+            return {**item, "compacted": msgspec.to_builtins(carried.compacted)}
+        if "compacted" in item:  # our own, from the journal: it was sealed with a key that is gone
             return item
-        return {**item, "content": [{"type": "reasoning_text", "text": text}]}
+        raise InvalidRequest(
+            f"The encrypted content of the compaction item '{path}' could not be read: it was not made by this server "
+            "for this project, or was changed. Send compaction items as they came, or the items that they replaced.",
+            code="invalid_encrypted_content",
+            param=f"{path}.encrypted_content",
+        )
 
-    async def _with_images(self, item: Item, path: str, pulled: _Pulled, *, hold: BlobHold | None) -> Item:
+    def _opened(self, project: str, item: Item) -> Item:
+        carried = self._sealer.open(project, item["encrypted_content"])
+        return item if carried is None else {**item, **from_carried(carried)}
+
+    async def _with_media(self, project: str, item: Item, path: str, pulled: _Pulled, *, hold: BlobHold | None) -> Item:
         changed = item
         for field in ("content", "output"):
             parts = item.get(field)
-            if isinstance(parts, dict) and _is_image(parts):  # a screenshot, which stays in the item
-                shot = await self._image(parts, f"{path}.{field}.image_url", pulled, hold=None)
+            if isinstance(parts, dict) and _is_media(parts):  # a screenshot, which stays in the item
+                shot = await self._media(project, parts, f"{path}.{field}", pulled, hold=None)
                 changed = {**changed, field: shot}
-            if not isinstance(parts, list) or not any(_is_image(part) for part in parts):
+            if not isinstance(parts, list) or not any(_is_media(part) for part in parts):
                 continue
             whole = list(parts)
             for n, part in enumerate(parts):
-                if _is_image(part):
-                    whole[n] = await self._image(part, f"{path}.{field}[{n}].image_url", pulled, hold=hold)
+                if _is_media(part):
+                    whole[n] = await self._media(project, part, f"{path}.{field}[{n}]", pulled, hold=hold)
             changed = {**changed, field: whole}
         return changed
+
+    async def _media(
+        self, project: str, part: dict[str, Any], path: str, pulled: _Pulled, *, hold: BlobHold | None
+    ) -> dict[str, Any]:
+        if part["type"] == "input_file":
+            return await self._files.part(project, part, path, pulled.files, hold=hold)
+        if isinstance(part.get("image_url"), str):
+            return await self._image(part, f"{path}.image_url", pulled, hold=hold)
+        data, media_type = await self._files.image(project, part["file_id"], f"{path}.file_id")
+        if hold is None:
+            bare = {key: value for key, value in part.items() if key != "file_id"}
+            encoded = base64.b64encode(data).decode("ascii")
+            return {**bare, "image_url": f"data:{media_type};base64,{encoded}"}
+        return {**part, "blob": await hold.put(data), "media_type": media_type}
 
     async def _image(
         self, part: dict[str, Any], param: str, pulled: _Pulled, *, hold: BlobHold | None
@@ -250,19 +287,25 @@ class Inputs:
         return msgspec.structs.replace(settings, **changes) if changes else settings
 
     async def shown(self, item: Item) -> Item:
-        """The item with its blobs as data URLs again, for whoever is to see it."""
+        """The item with its parts as they were sent, bytes in place again, for whoever is to see it."""
+        if not any(True for _ in blob_digests([item])):
+            return item
         changed = item
         for field in ("content", "output"):
             parts = item.get(field)
-            if isinstance(parts, list) and any(isinstance(part, dict) and "blob" in part for part in parts):
+            if isinstance(parts, list):
                 changed = {**changed, field: [await self._shown_part(part) for part in parts]}
         return changed
 
     async def _shown_part(self, part: Any) -> Any:
-        if not isinstance(part, dict) or "blob" not in part:
+        if not isinstance(part, dict):
             return part
-        bare = {key: value for key, value in part.items() if key not in ("blob", "media_type")}
-        if "image_url" in bare:
+        bare = {key: value for key, value in part.items() if key not in BY_REFERENCE}
+        if "data_blob" in part:
+            encoded = base64.b64encode(await self._blobs.get(part["data_blob"]) or b"").decode("ascii")
+            head = f"data:{part['media_type']};base64," if "media_type" in part else ""
+            return {**bare, "file_data": head + encoded}
+        if "blob" not in part or "image_url" in bare or "file_id" in bare:
             return bare
         data = await self._blobs.get(part["blob"])
         encoded = base64.b64encode(data or b"").decode("ascii")
@@ -282,10 +325,12 @@ def decode_data_url(url: str, param: str) -> tuple[bytes, str]:
         raise InvalidRequest("The image is not valid base64.", code="invalid_base64_image", param=param) from None
 
 
-def _is_image(part: Any) -> bool:
-    if not isinstance(part, dict) or part.get("type") not in ("input_image", "computer_screenshot"):
+def _is_media(part: Any) -> bool:
+    if not isinstance(part, dict):
         return False
-    return isinstance(part.get("image_url"), str)
+    if part.get("type") in ("input_image", "computer_screenshot"):
+        return isinstance(part.get("image_url"), str) or isinstance(part.get("file_id"), str)
+    return part.get("type") == "input_file" and any(isinstance(part.get(name), str) for name in SOURCES)
 
 
 def _items_in(entries: list[Entry]) -> list[Item]:

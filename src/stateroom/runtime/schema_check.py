@@ -21,13 +21,20 @@ _PATTERN_PARTS: Final = 100
 _CLASS_STATES: Final = 2
 _PROPERTY_STATES: Final = 16
 """States of a class of characters, and of one that Unicode defines; about."""
+_READING_STATES: Final = 12
+"""What it takes to read a class that Unicode defines, however often it is repeated."""
 _STATES_MAX: Final = 1_000_000_000
+_WEIGHT_MAX: Final = 1 << 60
+"""Enough of a schema: definitions that name each other may double at every one, and so would our numbers' digits."""
 _PATTERNS_MAX: Final = 65_536
 """Characters of all patterns of a schema; beyond it they are not looked at."""
 _BACKTRACKS: Final = re.compile(r"\(\?[=!<>(]|\\[1-9kgGK]|[*+?}]\+")
 """Looking around and back, and the like: matching it can take a time that nobody can foretell."""
+_UNICODE: Final = re.compile(r"\\[pPwWsSdD]")
+_VERBOSE: Final = re.compile(r"\?[A-Za-z]*x")
+"""Flags with which spaces and comments may stand inside of repetitions: what those come to is not seen here."""
 _TOKEN: Final = re.compile(
-    r"(?P<property>\\[pP](\{[^}]*\}?|.)?)|\\.?|(?P<set>\[\^?\]?(\\.|[^\]\\])*\]?)|(?P<times>\{(?P<low>\d+)?,?(?P<high>\d+)?\})|.",
+    r"(?P<property>\\[pP](\{[^}]*\}?|.)?)|\\.?|(?P<set>\[\^?\]?(\\.|[^\]\\])*\]?)|(?P<times>\{(?P<low>\d++)?(?:,(?P<high>\d++)?)?\})|.",
     re.DOTALL,
 )
 
@@ -66,7 +73,7 @@ class _Scale:
 
     def weigh(self, node: Any) -> int:
         if isinstance(node, list):
-            return 1 + sum(map(self.weigh, node))
+            return min(_WEIGHT_MAX, 1 + sum(map(self.weigh, node)))
         if not isinstance(node, dict):
             return 1
         key = id(node)
@@ -78,6 +85,7 @@ class _Scale:
             return 1
         self._inside.add(key)
         parts = 1 + sum(map(self.weigh, node.values())) + self._weigh_reference(node) + self._weigh_patterns(node)
+        parts = min(_WEIGHT_MAX, parts)
         self._inside.discard(key)
         self._known[key] = parts
         return parts
@@ -121,6 +129,8 @@ def states_of(pattern: str) -> int:
         if text in "*+?":
             continue
         if text == "(":
+            if _VERBOSE.match(pattern, token.end()):
+                return _STATES_MAX
             groups.append(0)
             continue
         if text == ")" and len(groups) > 1:
@@ -130,7 +140,7 @@ def states_of(pattern: str) -> int:
         else:
             last = _PROPERTY_STATES if token["property"] else _CLASS_STATES if text == "." else 1
         groups[-1] += last
-    return min(_STATES_MAX, sum(groups))
+    return min(_STATES_MAX, sum(groups) + _READING_STATES * len(_UNICODE.findall(pattern)))
 
 
 def _look_up(root: Any, reference: str) -> Any:

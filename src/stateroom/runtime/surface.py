@@ -54,6 +54,8 @@ class Surface(Protocol):
     """One API family over the runtime."""
 
     name: str
+    one_off: bool
+    """Its runs stand alone: none is continued, no stream is read again, and one that failed leaves nothing."""
 
     def renderer(self, view: RunView, *, obfuscate: bool) -> Renderer: ...
 

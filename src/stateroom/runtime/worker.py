@@ -8,15 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleRefused, SettleUnknown, next_step
+from stateroom.agent.state import add_usage
+from stateroom.agent.steps import (
+    HOSTED_CALL,
+    CallTool,
+    Compact,
+    End,
+    Generate,
+    SettleRefused,
+    SettleUnknown,
+    next_step,
+)
 from stateroom.errors import StateroomError, StorageError
-from stateroom.journal.entries import RunEnded, ToolIntent, ToolOutcome
+from stateroom.journal.entries import Fact, RunEnded, ToolIntent, ToolOutcome
 from stateroom.runtime.checks import check_output
+from stateroom.runtime.compaction import Compactor
 from stateroom.runtime.generate import Generator
 from stateroom.runtime.live import LiveRun
+from stateroom.runtime.steering import Steering
+from stateroom.runtime.tool_watch import watched
+from stateroom.runtime.webhooks import Webhooks
 from stateroom.settings import Limits
+from stateroom.telemetry.instruments import Instruments
 from stateroom.tools.tool import Tool, ToolCall, ToolResult
 
 log = logging.getLogger("stateroom.runtime")
@@ -36,8 +51,21 @@ REFUSED_CALL = "This call was not made: the request allows no more tool calls (`
 class Worker:
     """Carries out runs, one `drive` each."""
 
-    def __init__(self, generator: Generator, tools: Mapping[str, Tool], limits: Limits) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        compactor: Compactor,
+        tools: Mapping[str, Tool],
+        limits: Limits,
+        steering: Steering | None = None,
+        webhooks: Webhooks | None = None,
+        instruments: Instruments | None = None,
+    ) -> None:
+        self._instruments = instruments or Instruments()
+        self._steering = steering
+        self._webhooks = webhooks
         self._generator = generator
+        self._compactor = compactor
         self._tools = tools
         self._limits = limits
         self._checks = asyncio.Semaphore(CHECKS_MAX)
@@ -83,7 +111,12 @@ class Worker:
             step = next_step(run.state, steps_max=self._limits.steps)
             match step:
                 case Generate():
-                    await self._generator.answer(run)
+                    if await self._compactor.is_due(run):
+                        await self._compactor.compact(run)
+                    else:
+                        await self._generator.answer(run)
+                case Compact():
+                    await self._compactor.compact(run)
                 case CallTool():
                     await self._call_tool(run, step)
                 case SettleUnknown():
@@ -93,7 +126,8 @@ class Worker:
                 case End():
                     if step.status == "completed":
                         await check_output(run.settings, run.state, self._checks)
-                    await self._finish(run, RunEnded(step.status, reason=step.reason))
+                    spent, run.spent = add_usage(run.state.usage, run.spent) if run.spent else None, None
+                    await self._finish(run, RunEnded(step.status, usage=spent, reason=step.reason))
                     return
 
     async def _call_tool(self, run: LiveRun, step: CallTool) -> None:
@@ -103,6 +137,7 @@ class Worker:
             await self._settle(run, ToolOutcome(step.index, "This tool is no longer available.", failed=True))
             return
         call = ToolCall(
+            id=output.id,
             project=run.project,
             run_id=run.id,
             call_id=output.item["call_id"],
@@ -113,7 +148,9 @@ class Worker:
         run.writer.add(ToolIntent(step.index, tool.type, tool.effect(call), step.attempt))
         await run.writer.commit()
         try:
-            result = await tool.run(call)
+            with watched(self._instruments, tool.type, call) as watch:
+                result = await tool.run(call)
+                watch.failed = result.failed
         except Exception:  # a hosted tool that breaks must not break the run: the model is told, the log has the trace
             log.exception("tool.broke run_id=%s tool=%s", run.id, tool.type)
             result = ToolResult("The tool broke off with an internal error.", failed=True)
@@ -125,10 +162,11 @@ class Worker:
 
     async def _fail(self, run: LiveRun, error: StateroomError) -> None:
         run.failure = error
+        spent, run.spent = add_usage(run.state.usage, run.spent) if run.spent else None, None
         record = {"code": error.code, "message": error.message, "type": error.type, "status": error.status}
         if error.param is not None:
             record["param"] = error.param
-        await self._finish(run, RunEnded("failed", error=record))
+        await self._finish(run, RunEnded("failed", usage=spent, error=record))
 
     async def _finish(self, run: LiveRun, ended: RunEnded) -> None:
         """Close what is open, append the end, and show it once it is durable."""
@@ -141,13 +179,29 @@ class Worker:
                 _note(run, outcome)
             if ended.status in ("failed", "cancelled"):
                 run.branch.context.rewind()
+            told = self._told(run, ended)
+            for message in told:
+                run.writer.add(message)
             run.writer.add(ended)
             if run.renderer is not None:
                 run.renderer.end(run.view())
+            successor = self._steering.successor(run) if self._steering is not None else None
+            if successor is not None:
+                run.writer.hand_over(successor)
             await asyncio.shield(run.writer.commit(release=True))
+            if self._webhooks is not None:
+                self._webhooks.sent(run.project, told)
+            if successor is not None and self._steering is not None:
+                self._steering.begin(run)
         except StorageError as error:
             run.failure = error
             log.error("run.given_up run_id=%s code=%s", run.id, error.code)
+
+    def _told(self, run: LiveRun, ended: RunEnded) -> Sequence[Fact]:
+        """What has to be committed with the end, for those who asked to be told of it."""
+        if self._webhooks is None or not run.stored or not run.state.started.background:
+            return ()
+        return self._webhooks.outgoing(run.project, f"response.{ended.status}", run.id)
 
 
 def _note(run: LiveRun, outcome: ToolOutcome) -> None:

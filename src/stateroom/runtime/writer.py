@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from stateroom.agent.state import BranchState
 from stateroom.clock import Clock
 from stateroom.errors import StorageError, StorageFull
-from stateroom.journal.entries import Frame, Record, RunStarted, encode, kind_of
+from stateroom.journal.entries import Fact, Frame, RunStarted, encode, kind_of
 from stateroom.journal.store import THIS, Append, Appended, Branch, Draft, Journal, Lease
 from stateroom.runtime.stream import LiveStream
 from stateroom.runtime.surface import Renderer
+from stateroom.telemetry.instruments import Instruments
+from stateroom.telemetry.spans import Span
 
 FULL_RETRY_SECONDS = 0.25
 FULL_PATIENCE_SECONDS = 60.0
@@ -29,8 +31,9 @@ FULL_PATIENCE_SECONDS = 60.0
 class Flusher:
     """One tick for all streams."""
 
-    def __init__(self, interval: float = 0.008) -> None:
+    def __init__(self, interval: float = 0.008, instruments: Instruments | None = None) -> None:
         self.interval = interval
+        self.instruments = instruments or Instruments()
         self._dirty: dict[BranchWriter, None] = {}
         self._scheduled = False
         self._last = 0.0
@@ -76,6 +79,10 @@ class BranchWriter:
         self.lease: Lease | None = None
         self.renderer: Renderer | None = None
         self.stream: LiveStream | None = None
+        self.span: Span | None = None
+        """Of the run, where it is traced."""
+        self.keeps_frames = True
+        """Whether the frames of a run stay when it has ended."""
         self.run = -1
         """Seq of the run's first entry, once a run is written."""
         self.failure: StorageError | None = None
@@ -91,20 +98,32 @@ class BranchWriter:
         self._release = False
         self._released = False
         """The branch was given up: whatever is committed from now on is nothing."""
+        self._hands_over = False
         self._patient = False
         self._again = False
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Fact) -> None:
         """Fold the record in and queue it; durable after the next `commit`."""
+        starts = isinstance(record, RunStarted)
+        if starts:
+            self.run = self.state.head + 1
+        self._add(record, THIS if starts else self.run)
+
+    def hand_over(self, successor: RunStarted) -> None:
+        """Queue the run that is to go on with the branch: the commit that would release the branch keeps it for that.
+
+        What is written after it is another writer's, who is given this one's lease.
+        """
+        self._hands_over = True
+        self._add(successor, THIS)
+
+    def _add(self, record: Fact, run: int) -> None:
         body = encode(record)  # first: what cannot be encoded must not be folded in either
         seq = self.state.head + 1
         at = int(self.clock.now() * 1000)
-        starts = isinstance(record, RunStarted)
-        if starts:
-            self.run = seq
-        self.state.apply_record(seq, self.run, at, record)
+        self.state.apply_record(seq, seq if run == THIS else run, at, record)
         self.state.size += len(body)
-        self._drafts.append(Draft(kind_of(record), body, at, THIS if starts else self.run))
+        self._drafts.append(Draft(kind_of(record), body, at, run))
 
     def touch(self) -> None:
         """What the renderer holds may go out with the next tick."""
@@ -127,7 +146,7 @@ class BranchWriter:
     @property
     def is_settled(self) -> bool:
         """Whether all that the state shows is durable."""
-        return self._expected == self.state.head
+        return self._expected == self.state.head or (self._hands_over and self._released)
 
     async def settled(self) -> None:
         """Wait for that. Raises StorageError."""
@@ -160,7 +179,10 @@ class BranchWriter:
         drafts, self._drafts = self._drafts, []
         frames: Sequence[Frame] = (frame,) if frame is not None else ()
         seal = self._seal and self._release
-        if seal and self.stream is not None:
+        dropped = seal and not self.keeps_frames
+        if dropped:
+            frames = ()
+        elif seal and self.stream is not None:
             whole = [*self.stream.frames, *frames]
             frames = (Frame(whole[0].first, whole[-1].last, b"".join([part.body for part in whole])),) if whole else ()
         change = Append(
@@ -171,10 +193,10 @@ class BranchWriter:
             create=self._create,
             lease=self.lease,
             acquire="" if self.lease is not None else self._holder,
-            release=self._release,
-            frames_run=self.run if frames else -1,
+            release=self._release and not self._hands_over,
+            frames_run=self.run if frames or dropped else -1,
             frames=frames,
-            seal=bool(seal and frames),
+            seal=bool(seal and (frames or dropped)),
         )
         self._create = None
         return change
@@ -196,15 +218,24 @@ class BranchWriter:
         self._patient = True
         self._expected = appended.head
         self.lease = appended.lease
-        self._released = change.release
+        self._released = change.release or (self._hands_over and self._is_start(change))
         waiters, self._in_flight = self._in_flight or [], None
         if frame is not None and self.stream is not None:
             self.stream.publish(frame)
+            self.flusher.instruments.frames += 1
+            self.flusher.instruments.events += frame.last - frame.first + 1
+        if self.span is not None and change.entries:
+            took = {"stateroom.journal.entries": len(change.entries), "stateroom.journal.seq": appended.head}
+            self.span.event("stateroom.journal.commit", {**took, "seconds": self.clock.monotonic() - since})
         _succeed(waiters)
         if self._waiters:
             self.send()
         elif self._again:
             self.touch()
+
+    def _is_start(self, change: Append) -> bool:
+        """Whether this was the commit that begins the run to which the branch is handed over."""
+        return bool(change.entries) and change.entries[-1].run == THIS
 
     def _has_patience(self, since: float) -> bool:
         return self.clock.monotonic() - since < FULL_PATIENCE_SECONDS

@@ -33,8 +33,8 @@ from stateroom.models.backend import (
 
 Case: TypeAlias = Callable[[Backend, str], Awaitable[None]]
 
-SHORT: Final = 12
-"""Output tokens that a case asks for at most, where it does not matter what is said."""
+SHORT: Final = 16
+"""Output tokens that a case asks for at most, where it does not matter what is said; some servers refuse fewer."""
 
 REASONS: Final = frozenset({"stop", "length", "content_filter"})
 

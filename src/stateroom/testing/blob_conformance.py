@@ -14,7 +14,8 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
-from stateroom.blobs.store import Blobs
+from stateroom.blobs.store import CHUNK_BYTES, Blobs
+from stateroom.errors import StorageError
 
 Case: TypeAlias = Callable[[Blobs], Awaitable[None]]
 
@@ -80,6 +81,97 @@ async def a_put_that_ended_after_a_delete_stands(blobs: Blobs) -> None:
         assert await blobs.get(digest) == data
 
 
+async def pieces_make_one_blob(blobs: Blobs) -> None:
+    for sizes in ((), (0, 7), (1, 0, 4_095), (40_000, 40_000), (300_000,), (700_000, 1, 262_144, 99_999)):
+        data = b"".join(bytes([size % 251]) * size for size in sizes)
+        writer = blobs.writer()
+        written = 0
+        for size in sizes:
+            await writer.write(bytes([size % 251]) * size)
+            written += size
+            assert writer.size == written
+            assert writer.digest == hashlib.sha256(data[:written]).hexdigest()
+        assert not await blobs.exists(hashlib.sha256(data).hexdigest())
+        digest = await writer.finish()
+        assert digest == hashlib.sha256(data).hexdigest()
+        assert await blobs.get(digest) == data
+        assert await blobs.size(digest) == len(data)
+        assert await blobs.exists(digest)
+        assert digest in await blobs.digests()
+
+
+async def an_aborted_blob_leaves_nothing(blobs: Blobs) -> None:
+    for size in (0, 10, 900_000):
+        writer = blobs.writer()
+        await writer.write(b"x" * size)
+        await writer.abort()
+        await writer.abort()
+        await _refused(writer.write(b"more"))
+        await _refused(writer.finish())
+    assert await blobs.digests() == []
+
+
+async def aborting_what_is_finished_does_nothing(blobs: Blobs) -> None:
+    for size in (10, 900_000):
+        writer = blobs.writer()
+        await writer.write(b"x" * size)
+        digest = await writer.finish()
+        await writer.abort()
+        await _refused(writer.write(b"more"))
+        assert await blobs.get(digest) == b"x" * size
+
+
+async def writers_do_not_meet(blobs: Blobs) -> None:
+    async def write(number: int) -> str:
+        writer = blobs.writer()
+        for _ in range(4):
+            await writer.write(bytes([number % 5]) * 100_000)
+        return await writer.finish()
+
+    digests = await asyncio.gather(*[write(number) for number in range(15)])
+    assert len(set(digests)) == 5
+    for number, digest in enumerate(digests):
+        assert await blobs.get(digest) == bytes([number % 5]) * 400_000
+
+
+async def a_blob_is_read_in_pieces(blobs: Blobs) -> None:
+    data = b"".join(number.to_bytes(4, "big") for number in range(250_000))
+    digest = await blobs.put(data)
+    pieces = [piece async for piece in blobs.chunks(digest)]
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) <= CHUNK_BYTES
+    end = len(data) - 1
+    for first, last in ((0, 0), (3, 9), (CHUNK_BYTES - 1, CHUNK_BYTES), (5, end), (end, end), (7, end + 50), (9, None)):
+        found = b"".join([piece async for piece in blobs.chunks(digest, first=first, last=last)])
+        assert found == data[first : None if last is None else last + 1], (first, last)
+    assert [piece async for piece in blobs.chunks(digest, first=len(data))] == []
+    assert [piece async for piece in blobs.chunks(digest, first=9, last=8)] == []
+    assert [piece async for piece in blobs.chunks(await blobs.put(b""))] == []
+
+
+async def what_is_not_there_has_no_size_and_no_pieces(blobs: Blobs) -> None:
+    digest = await blobs.put(b"here")
+    await blobs.delete(digest)
+    for name in (digest, "", "..", "../" * 30, digest.upper()):
+        assert await blobs.size(name) is None
+        await _refused(anext(blobs.chunks(name)))
+
+
+async def a_blob_that_is_deleted_while_it_is_read_is_read_to_its_end(blobs: Blobs) -> None:
+    data = b"z" * 900_000
+    digest = await blobs.put(data)
+    pieces = blobs.chunks(digest)
+    found = [await anext(pieces)]
+    await blobs.delete(digest)
+    found += [piece async for piece in pieces]
+    assert b"".join(found) == data
+
+
+async def _refused(waiting: Awaitable[object]) -> None:
+    outcome = (await asyncio.gather(waiting, return_exceptions=True))[0]
+    assert isinstance(outcome, StorageError), f"{outcome!r} instead of a StorageError"
+
+
 CASES: Final[tuple[Case, ...]] = (
     bytes_come_back_under_their_hash,
     the_same_bytes_are_one_blob,
@@ -88,4 +180,11 @@ CASES: Final[tuple[Case, ...]] = (
     what_is_not_a_hash_is_not_there,
     many_may_put_at_once,
     a_put_that_ended_after_a_delete_stands,
+    pieces_make_one_blob,
+    an_aborted_blob_leaves_nothing,
+    aborting_what_is_finished_does_nothing,
+    writers_do_not_meet,
+    a_blob_is_read_in_pieces,
+    what_is_not_there_has_no_size_and_no_pieces,
+    a_blob_that_is_deleted_while_it_is_read_is_read_to_its_end,
 )

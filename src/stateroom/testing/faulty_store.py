@@ -16,7 +16,19 @@ import msgspec
 
 from stateroom.errors import StorageError, StorageFull
 from stateroom.journal.entries import Entry, Frame
-from stateroom.journal.store import Append, Appended, Branch, ConversationRow, ItemRow, Lease, RunRow
+from stateroom.journal.store import (
+    Append,
+    Appended,
+    Branch,
+    ConversationRow,
+    EndedRun,
+    ItemRow,
+    Lease,
+    RecordName,
+    RecordPlace,
+    RecordRow,
+    RunRow,
+)
 from stateroom.testing.journal_stage import Store
 
 _Answer = TypeVar("_Answer")
@@ -96,14 +108,43 @@ class FaultyStore:
     async def run(self, project: str, run_id: str) -> RunRow | None:
         return await self._read(self._inner.run(project, run_id))
 
-    async def runs(self, project: str, *, after: str = "", limit: int = 20, descending: bool = True) -> list[RunRow]:
-        return await self._read(self._inner.runs(project, after=after, limit=limit, descending=descending))
+    async def runs(
+        self,
+        project: str,
+        *,
+        surface: str = "",
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RunRow]:
+        rows = self._inner.runs(
+            project, surface=surface, after=after, before=before, limit=limit, descending=descending
+        )
+        return await self._read(rows)
 
     async def open_runs(self) -> list[RunRow]:
         return await self._read(self._inner.open_runs())
 
     async def runs_on(self, project: str, branch: str) -> list[RunRow]:
         return await self._read(self._inner.runs_on(project, branch))
+
+    async def projects(self) -> list[str]:
+        return await self._read(self._inner.projects())
+
+    async def branches(self, project: str, *, after: str = "", limit: int = 100) -> list[Branch]:
+        return await self._read(self._inner.branches(project, after=after, limit=limit))
+
+    async def ended_runs(
+        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
+    ) -> list[EndedRun]:
+        return await self._read(self._inner.ended_runs(project, upto, after=after, limit=limit))
+
+    async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
+        return await self._read(self._inner.kept_streams(after=after, limit=limit))
+
+    async def needed(self, project: str, branch: str, since: int) -> int:
+        return await self._read(self._inner.needed(project, branch, since))
 
     async def item(self, project: str, item_id: str) -> ItemRow | None:
         return await self._read(self._inner.item(project, item_id))
@@ -112,15 +153,44 @@ class FaultyStore:
         return await self._read(self._inner.conversation(project, conversation_id))
 
     async def conversations(
-        self, project: str, *, after: str = "", limit: int = 20, descending: bool = True
+        self, project: str, *, after: str = "", before: str = "", limit: int = 20, descending: bool = True
     ) -> list[ConversationRow]:
-        return await self._read(self._inner.conversations(project, after=after, limit=limit, descending=descending))
+        rows = self._inner.conversations(project, after=after, before=before, limit=limit, descending=descending)
+        return await self._read(rows)
 
     async def children(self, project: str, branch: str) -> list[Branch]:
         return await self._read(self._inner.children(project, branch))
 
     async def blob_in_use(self, digest: str) -> bool:
         return await self._read(self._inner.blob_in_use(digest))
+
+    async def record(self, project: str, collection: str, record_id: str) -> RecordRow | None:
+        return await self._read(self._inner.record(project, collection, record_id))
+
+    async def records(
+        self,
+        project: str,
+        collection: str,
+        *,
+        after: str = "",
+        before: str = "",
+        limit: int = 20,
+        descending: bool = True,
+    ) -> list[RecordRow]:
+        rows = self._inner.records(project, collection, after=after, before=before, limit=limit, descending=descending)
+        return await self._read(rows)
+
+    async def open_records(self, collection: str) -> list[RecordRow]:
+        return await self._read(self._inner.open_records(collection))
+
+    async def expired_records(self, now: int, *, limit: int = 100) -> list[RecordRow]:
+        return await self._read(self._inner.expired_records(now, limit=limit))
+
+    async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
+        return await self._read(self._inner.record_places(project, collection, record_id))
+
+    async def unerased_records(self) -> list[RecordName]:
+        return await self._read(self._inner.unerased_records())
 
     def _write(self, action: Callable[[], Awaitable[_Answer]]) -> asyncio.Future[_Answer]:
         """Hand a write to the inner store at once, so that call order stays commit order, or fail as planned."""

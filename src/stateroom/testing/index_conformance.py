@@ -9,6 +9,7 @@ from stateroom.journal.entries import (
     ConversationCreated,
     ConversationDeleted,
     ConversationUpdated,
+    Frame,
     ItemFinished,
     ItemsAdded,
     RunEnded,
@@ -20,6 +21,7 @@ from stateroom.journal.store import THIS, Append, Branch, ConversationRow, ItemR
 from stateroom.testing.journal_stage import OTHER, Case, P, Stage, Store, begin, draft, note, started, turn
 
 BLOB: Final = "ab" * 32
+COLLECTIONS: Final = ("c0", "c1")
 
 
 async def index_answers(
@@ -37,6 +39,22 @@ async def index_answers(
             found[f"{project}: run {name}"] = await store.run(project, name)
             found[f"{project}: item {name}"] = await store.item(project, name)
             found[f"{project}: conversation {name}"] = await store.conversation(project, name)
+        for collection in COLLECTIONS:
+            found[f"{project}: {collection}"] = await store.records(project, collection, limit=10_000)
+            for name in names:
+                found[f"{project}: {collection} {name}"] = await store.record(project, collection, name)
+                found[f"{project}: places of {collection} {name}"] = await store.record_places(
+                    project, collection, name
+                )
+    for collection in COLLECTIONS:
+        found[f"open {collection}"] = await store.open_records(collection)
+    found["unerased"] = sorted(await store.unerased_records(), key=repr)
+    found["expired"] = await store.expired_records(7)
+    for project in projects:
+        found[f"{project}: ended"] = await store.ended_runs(project, 10_000, limit=10_000)
+        for branch in branches:
+            found[f"{project}: needed of {branch}"] = [await store.needed(project, branch, since) for since in (0, 7)]
+
     for name in names:
         found[f"blob {name}"] = await store.blob_in_use(name)
     return found
@@ -52,6 +70,27 @@ async def a_run_is_found_by_its_id(stage: Stage) -> None:
     ended = RunRow("resp_1", "b", 1, 2, "incomplete", "responses", 55, P)
     assert await stage.store.run(P, "resp_1") == ended
     assert await stage.store.runs_on(P, "b") == [ended]
+
+
+async def runs_of_one_surface_are_listed_without_the_others(stage: Stage) -> None:
+    for number, surface in enumerate(("responses", "chat", "telegraph", "chat")):
+        name = f"{surface}{number}"
+        first = draft(RunStarted(name, RunSettings(), [], surface=surface), run=THIS)
+        await begin(stage.store, f"b{number}", [first])
+
+    async def listed(surface: str, after: str = "", *, before: str = "", descending: bool = False) -> list[str]:
+        rows = await stage.store.runs(P, surface=surface, after=after, before=before, descending=descending)
+        return [row.id for row in rows]
+
+    assert await listed("chat") == ["chat1", "chat3"]
+    assert await listed("chat", descending=True) == ["chat3", "chat1"]
+    assert await listed("chat", "chat1") == ["chat3"]
+    assert await listed("chat", "responses0") == ["chat1", "chat3"]
+    assert await listed("chat", before="telegraph2") == ["chat1"]
+    assert await listed("chat", "responses0", before="chat3") == ["chat1"]
+    assert await listed("telegraph") == ["telegraph2"]
+    assert await listed("smoke") == []
+    assert len(await listed("")) == 4
 
 
 async def words_that_nobody_foresaw_are_kept(stage: Stage) -> None:
@@ -77,6 +116,13 @@ async def runs_are_listed_by_age(stage: Stage) -> None:
     assert await _ids(stage, after=names[4], limit=2) == [names[3], names[2]]
     assert await _ids(stage, after=names[4], limit=2, descending=False) == [names[5], names[6]]
     assert await _ids(stage, after=names[0]) == []
+    assert await _ids(stage, before=names[6]) == [names[8], names[7]]
+    assert await _ids(stage, before=names[6], limit=1) == [names[8]]
+    assert await _ids(stage, after=names[7], before=names[3]) == [names[6], names[5], names[4]]
+    assert await _ids(stage, after=names[1], before=names[4], descending=False) == [names[2], names[3]]
+    assert await _ids(stage, after=names[3], before=names[7]) == []
+    assert await _ids(stage, before=names[4], after=names[4]) == []
+    assert await _ids(stage, before="resp_other") == []
     assert await _ids(stage, after="resp_other") == []
     assert [row.id for row in await stage.store.runs(OTHER)] == ["resp_other"]
 
@@ -140,6 +186,9 @@ async def conversations_are_listed_by_age(stage: Stage) -> None:
     assert [row.id for row in await listed(P, after=names[3], limit=2)] == [names[2], names[1]]
     assert [row.id for row in await listed(P, after=names[3], descending=False)] == names[4:]
     assert await listed(P, after="conv_none") == []
+    assert [row.id for row in await listed(P, before=names[3])] == [names[5], names[4]]
+    assert [row.id for row in await listed(P, after=names[0], before=names[2], descending=False)] == [names[1]]
+    assert await listed(P, before="conv_none") == []
     assert await listed(OTHER) == []
 
 
@@ -201,6 +250,86 @@ async def an_erased_update_gives_way_to_the_one_before(stage: Stage) -> None:
     assert await stage.store.conversation(P, "conv") is None
 
 
+async def the_branches_of_a_project_are_listed(stage: Stage) -> None:
+    store = stage.store
+    await begin(store, "a", turn("resp_1"))
+    await begin(store, "strange", turn("resp_2"), project=OTHER)
+    await store.append(Append(P, "b", 2, [note("x")], create=Branch("b", P, "a", 2)))
+    await begin(store, "c", [note("y")])
+    first, second = Branch("a", P, head=2), Branch("b", P, "a", 2, 3)
+    third = Branch("c", P, head=0)
+    assert await store.branches(P) == [first, second, third]
+    assert await store.branches(P, after="a", limit=1) == [second]
+    assert await store.branches(P, after="c") == []
+    assert await store.branches(P, after="strange") == []
+    assert [branch.id for branch in await store.branches(OTHER)] == ["strange"]
+
+
+async def ended_runs_are_listed_by_their_ends(stage: Stage) -> None:
+    store = stage.store
+    await begin(store, "slow", [started("resp_slow", at=10)])
+    await begin(store, "talk", [draft(ConversationCreated("conv")), *turn("resp_talk", at=30)])
+    await begin(store, "quick", turn("resp_quick", at=20))
+    await begin(store, "same", turn("resp_same", at=20))
+    await begin(store, "strange", turn("resp_strange", at=20), project=OTHER)
+    await store.append(Append(P, "slow", 0, [draft(RunEnded("completed"), run=0, at=40)]))
+
+    async def ended(upto: int, **more: Any) -> list[tuple[str, int, int, int, bool]]:
+        rows = await store.ended_runs(P, upto, **more)
+        return [(row.branch, row.start, row.end, row.ended_at, row.conversation) for row in rows]
+
+    quick, same = ("quick", 0, 2, 20, False), ("same", 0, 2, 20, False)
+    talk, slow = ("talk", 1, 3, 30, True), ("slow", 0, 1, 40, False)
+    assert await ended(19) == []
+    assert await ended(20) == [quick, same]
+    assert await ended(39) == [quick, same, talk]
+    assert await ended(40, limit=1) == [quick]
+    first = (await store.ended_runs(P, 40, limit=1))[0]
+    assert await ended(40, after=first) == [same, talk, slow]
+    await store.redact(P, "quick", dict.fromkeys(range(3)), at=50)
+    assert await ended(40, after=first) == [same, talk, slow]
+    assert await ended(40) == [same, talk, slow]
+    await store.append(Append(P, "talk", 3, [draft(ConversationDeleted("conv"))]))
+    assert await ended(30, after=first) == [same, ("talk", 1, 3, 30, False)]
+    assert await store.projects() == [P, OTHER]
+
+
+async def a_branch_is_needed_as_far_as_what_lives_on_it(stage: Stage) -> None:
+    store = stage.store
+    await begin(store, "b", turn("resp_1", at=10))
+    await store.append(Append(P, "b", 2, turn("resp_2", at=20)))
+    await store.append(Append(P, "c", 2, turn("resp_3", at=30), create=Branch("c", P, "b", 2)))
+    assert [await store.needed(P, "b", since) for since in (5, 10, 19, 20)] == [5, 5, 5, -1]
+    assert [await store.needed(P, "c", since) for since in (29, 30)] == [5, -1]
+    assert [await store.needed(project, branch, 0) for project, branch in ((OTHER, "b"), (P, "x"))] == [-1, -1]
+    await store.append(Append(P, "c", 5, [started("resp_4", at=40)]))
+    assert await store.needed(P, "c", 1_000) == 6
+    await begin(store, "talk", [draft(ConversationCreated("conv")), *turn("resp_5", at=10), note("x")])
+    assert await store.needed(P, "talk", 1_000) == 4
+    await store.append(Append(P, "talk", 4, [draft(ConversationDeleted("conv"))]))
+    assert await store.needed(P, "talk", 1_000) == -1
+
+
+async def streams_are_listed_while_they_are_kept(stage: Stage) -> None:
+    store = stage.store
+    frames: dict[str, Any] = {"frames_run": THIS, "frames": [Frame(0, 9, b"x")], "seal": True}
+    await begin(store, "a", turn("resp_1", at=10), **frames)
+    await begin(store, "b", turn("resp_2", at=20), project=OTHER, **frames)
+    await begin(store, "c", turn("resp_3", at=30))
+    await begin(store, "d", turn("resp_4", at=40), **frames)
+    kept = await store.kept_streams()
+    assert [(row.project, row.branch, row.start, row.end, row.ended_at) for row in kept] == [
+        (P, "a", 0, 2, 10),
+        (OTHER, "b", 0, 2, 20),
+        (P, "d", 0, 2, 40),
+    ]
+    assert await store.kept_streams(limit=1) == kept[:1]
+    assert await store.kept_streams(after=kept[0].mark) == kept[1:]
+    await store.append(Append(P, "a", None, frames_run=0, seal=True))
+    await store.redact(OTHER, "b", {0: None, 1: None, 2: None}, at=50)
+    assert await store.kept_streams() == kept[2:]
+
+
 async def an_index_built_anew_answers_the_same(stage: Stage) -> None:
     item = {"id": "m", "role": "user", "content": [{"type": "input_image", "blob": BLOB}]}
     created = draft(ConversationCreated("conv", {"n": "0"}))
@@ -221,6 +350,7 @@ async def _ids(stage: Stage, **which: Any) -> list[str]:
 CASES: Final[tuple[Case, ...]] = (
     a_run_is_found_by_its_id,
     words_that_nobody_foresaw_are_kept,
+    runs_of_one_surface_are_listed_without_the_others,
     runs_are_listed_by_age,
     open_runs_are_those_without_an_end,
     an_item_with_its_own_id_is_found,
@@ -231,6 +361,10 @@ CASES: Final[tuple[Case, ...]] = (
     a_blob_is_in_use_while_an_entry_refers_to_it,
     an_erased_run_is_not_found,
     a_rewritten_run_keeps_its_end,
+    the_branches_of_a_project_are_listed,
+    ended_runs_are_listed_by_their_ends,
+    a_branch_is_needed_as_far_as_what_lives_on_it,
+    streams_are_listed_while_they_are_kept,
     an_erased_update_gives_way_to_the_one_before,
     an_index_built_anew_answers_the_same,
 )

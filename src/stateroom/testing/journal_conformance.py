@@ -7,7 +7,8 @@ A test runs them all over its store, each on a fresh one:
         async with opened(lambda clock: open_sqlite(tmp_path / "journal.db", clock=clock)) as stage:
             await case(stage)
 
-The cases on leases, frames with erasure, and the index are in leases_, frames_ and index_conformance.py.
+The cases on leases, frames with erasure, the index and records are in leases_, frames_, index_ and
+records_conformance.py.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import asyncio
 from typing import Final
 
 from stateroom.errors import HeadMoved, StorageError
-from stateroom.journal.entries import Frame, ItemFinished, Kind, Record, RunEnded
+from stateroom.journal.entries import Fact, Frame, ItemFinished, Kind, RunEnded
 from stateroom.journal.store import THIS, Append, Appended, Branch, Draft, Lease
-from stateroom.testing import frames_conformance, index_conformance, leases_conformance
+from stateroom.testing import frames_conformance, index_conformance, leases_conformance, records_conformance
 from stateroom.testing.journal_stage import (
     OTHER,
     Case,
@@ -293,9 +294,11 @@ async def a_closed_store_refuses_everything(stage: Stage) -> None:
     await refused(StorageError, stage.store.run(P, "resp_1"))
     await refused(StorageError, stage.store.open_runs())
     await refused(StorageError, stage.store.blob_in_use("x"))
+    await refused(StorageError, stage.store.record(P, "c", "r"))
+    await refused(StorageError, stage.store.unerased_records())
 
 
-def _outcome(number: int) -> Record:
+def _outcome(number: int) -> Fact:
     return ItemFinished(number, {"role": "assistant", "content": str(number)})
 
 
@@ -327,4 +330,5 @@ CASES: Final[tuple[Case, ...]] = (
     *leases_conformance.CASES,
     *frames_conformance.CASES,
     *index_conformance.CASES,
+    *records_conformance.CASES,
 )

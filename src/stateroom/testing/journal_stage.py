@@ -13,10 +13,10 @@ from stateroom.clock import Clock
 from stateroom.errors import StorageError
 from stateroom.journal.entries import (
     Entry,
+    Fact,
     Item,
     ItemFinished,
     ItemsAdded,
-    Record,
     RunEnded,
     RunSettings,
     RunStarted,
@@ -71,7 +71,7 @@ async def opened(open_store: Callable[[Clock], Store]) -> AsyncIterator[Stage]:
         await stage.store.close()
 
 
-def draft(record: Record, *, run: int = -1, at: int = 1_000) -> Draft:
+def draft(record: Fact, *, run: int = -1, at: int = 1_000) -> Draft:
     """An entry on its way in."""
     return Draft(kind_of(record), encode(record), at, run)
 

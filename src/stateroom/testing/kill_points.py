@@ -4,10 +4,13 @@ Only test programs wire it in. What to die of is said as `POINT:N`, in the envir
 or as a line written to the FIFO that STATEROOM_TEST_KILL_FIFO names, which arms a server that is running already.
 
 Around the COMMIT of the journal's writer thread there are `before_X` and `after_X`, where X is `commit` (every one) or
-what is in that commit: start, item, intent, outcome, end, items, conversation, deletion, frames, take_up (recovery
-taking a run), redact. On the event loop there are `publish` (a batch of events was given to the readers, who have not
-been woken yet), `sent` (they have), and `mid_stream` (publish, of neither the first nor the last batch of a run). The
-tools of probe_server.py add `before_effect`, `mid_effect` and `after_effect`.
+what is in that commit: start, steer, item, compaction (such an item), intent, outcome, end, items, conversation,
+deletion, frames, take_up (recovery taking a run), redact, and what was done to a record of a collection: put_file,
+note_batch and the like (`RECORD_MARKS`). On the event loop there are `publish` (a batch of events was given to the
+readers, who have not been woken yet), `sent` (they have), and `mid_stream` (publish, of neither the first nor the last
+batch of a run). The tools of probe_server.py add `before_effect`, `mid_effect` and `after_effect`.
+
+A line `slow:N` makes no one die: from then on each commit takes N milliseconds longer, as on a slow disk.
 """
 
 from __future__ import annotations
@@ -16,19 +19,22 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from stateroom.journal.entries import Kind
+from stateroom.journal.entries import Kind, RecordDropped, RecordNoted, RecordPut, decode
 from stateroom.journal.sqlite import SqliteJournal, _Redaction
-from stateroom.journal.store import Append, Appended
+from stateroom.journal.store import Append, Appended, Draft
 
 KILL_AT: Final = "STATEROOM_TEST_KILL_AT"
+SLOW: Final = "slow"
 KILL_FIFO: Final = "STATEROOM_TEST_KILL_FIFO"
 
 _MARKS: Final[dict[str, str]] = {
     Kind.RUN_STARTED: "start",
+    Kind.RUN_STEERED: "steer",
     Kind.ITEM_FINISHED: "item",
     Kind.TOOL_INTENT: "intent",
     Kind.TOOL_OUTCOME: "outcome",
@@ -38,7 +44,16 @@ _MARKS: Final[dict[str, str]] = {
     Kind.CONVERSATION_UPDATED: "conversation",
     Kind.CONVERSATION_DELETED: "deletion",
 }
-_OWN_MARKS: Final = ("commit", *dict.fromkeys(_MARKS.values()), "frames", "take_up", "redact")
+_COMPACTION: Final = b'"type":"compaction"'
+_RECORDS: Final = frozenset((Kind.RECORD_PUT, Kind.RECORD_NOTED, Kind.RECORD_DROPPED))
+RECORD_MARKS: Final = (
+    *("put_file", "drop_file", "put_upload", "note_upload", "put_upload_part", "drop_upload_part"),
+    *("put_batch", "note_batch", "put_webhook_endpoint", "drop_webhook_endpoint", "put_webhook_delivery"),
+    *("put_idempotency", "put_chat_metadata"),
+)
+_OWN_MARKS: Final = (
+    *("commit", *dict.fromkeys(_MARKS.values()), "compaction", *RECORD_MARKS, "frames", "take_up", "redact"),
+)
 
 POINTS: Final = (
     *(f"{side}_{mark}" for mark in _OWN_MARKS for side in ("before", "after")),
@@ -57,10 +72,15 @@ class KillPoints:
         self._lock = threading.Lock()
         self._point = ""
         self._left = 0
+        self.commit_seconds = 0.0
+        """By which each commit is slower."""
 
     def arm(self, spec: str) -> None:
         """Die at the n-th passing of a point from now on, given as `POINT:N`; '' disarms. Raises ValueError."""
         point, _, count = spec.partition(":")
+        if point == SLOW:
+            self.commit_seconds = int(count) / 1000
+            return
         if point and point not in POINTS:
             raise ValueError(f"{point!r} is not a kill point: {', '.join(POINTS)}")
         with self._lock:
@@ -136,6 +156,7 @@ def make_mortal(journal: SqliteJournal, points: KillPoints) -> SqliteJournal:
             return execute(*given, **options)
         for mark in journal.marks:
             points.reach(f"before_{mark}")
+        time.sleep(points.commit_seconds)
         cursor = execute(*given, **options)
         for mark in journal.marks:
             points.reach(f"after_{mark}")
@@ -150,10 +171,26 @@ def _marks_of(request: Any) -> list[str]:
         return ["redact"]
     if not isinstance(request, Append):
         return []
-    found = [_MARKS[draft.kind] for draft in request.entries if draft.kind in _MARKS]
+    found = [mark for draft in request.entries for mark in _marks_of_entry(draft)]
     if request.frames and not request.seal:
         found.append("frames")
     abandons = all(draft.kind == Kind.ITEM_ABANDONED for draft in request.entries)
     if request.acquire and request.create is None and not request.release and abandons:
         found.append("take_up")
     return found
+
+
+def _marks_of_entry(draft: Draft) -> list[str]:
+    if draft.kind in _RECORDS:
+        match decode(draft.kind, draft.body):
+            case RecordPut(collection=collection):
+                return [f"put_{collection}"]
+            case RecordNoted(collection=collection):
+                return [f"note_{collection}"]
+            case RecordDropped(collection=collection):
+                return [f"drop_{collection}"]
+            case _:
+                return []
+    if draft.kind == Kind.ITEM_FINISHED and _COMPACTION in draft.body:
+        return ["item", "compaction"]
+    return [_MARKS[draft.kind]] if draft.kind in _MARKS else []

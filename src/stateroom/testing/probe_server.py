@@ -6,25 +6,35 @@ The tools `stateroom:probe_effect`, `stateroom:probe_idempotent` and `stateroom:
 `probe_effect`, `probe_idempotent` and `probe_read`. Each call takes `delay_ms` and writes two lines to the file that
 STATEROOM_TEST_EFFECTS names, `begin RUN CALL ATTEMPT` and `end RUN CALL ATTEMPT`, before and after that delay. For ways
 to die see kill_points.py.
+
+On SIGUSR1 it writes to the file that STATEROOM_TEST_TASKS names how many tasks its event loop has, by the names of
+their coroutines, as JSON.
+
+On SIGUSR1 it writes to the file that STATEROOM_TEST_TASKS names how many tasks its event loop has, by the name of their
+coroutines, as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
 
-from stateroom import app
+from stateroom import serving
 from stateroom.cli.main import main as run_command_line
 from stateroom.journal.entries import Effect
 from stateroom.testing.kill_points import KillPoints, from_environment, make_mortal
 from stateroom.tools.tool import HostedFunction, Tool, ToolCall, ToolResult
 
 EFFECTS: Final = "STATEROOM_TEST_EFFECTS"
+TASKS: Final = "STATEROOM_TEST_TASKS"
 
 _PARAMETERS: Final = {
     "type": "object",
@@ -82,12 +92,31 @@ def probe_tools(points: KillPoints, file: str) -> Sequence[Tool]:
     return [ProbeTool(effect, points, file) for effect in Effect]
 
 
+def _with_tasks_shown(serve: Callable[..., Any], file: str) -> Callable[..., Any]:
+    """The same server, which answers a signal with the tasks that it has."""
+
+    async def shown(*given: Any, **options: Any) -> Any:
+        if file:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _write_tasks, Path(file))
+        return await serve(*given, **options)
+
+    return shown
+
+
+def _write_tasks(file: Path) -> None:
+    names = Counter(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
+    aside = file.with_suffix(".new")
+    aside.write_bytes(msgspec.json.encode(names))
+    aside.replace(file)
+
+
 def main() -> None:
     """The command line of `stateroom`, with what is needed here wired into the server."""
     points = from_environment()
     tools = probe_tools(points, os.environ.get(EFFECTS, ""))
-    wired = partial(app.serve, tools=tools, wrap_journal=lambda journal: make_mortal(journal, points))
-    app.serve = wired  # the command calls what this name stands for
+    real = _with_tasks_shown(serving.serve, os.environ.get(TASKS, ""))
+    wired = partial(real, tools=tools, wrap_journal=lambda journal: make_mortal(journal, points))
+    serving.serve = wired  # the command calls what this name stands for
     run_command_line()
 
 

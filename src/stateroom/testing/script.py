@@ -17,6 +17,7 @@ import msgspec
 CONTROL_WORDS: Final[dict[str, str]] = {
     "say": "answer with this text (it may go on over the following lines)",
     "reason": "reason with this text first",
+    "summarise": "tell this of the reasoning (Responses only)",
     "call": "call a function: NAME {arguments}; several lines are several turns, one call each",
     "calls": 'call several functions at once: [{"name": ..., "arguments": {...}}, ...]',
     "loop": "call this function again after every result: NAME {arguments}",
@@ -56,6 +57,10 @@ class Reply(msgspec.Struct):
 
     text: str = ""
     reasoning: str = ""
+    summary: str = ""
+    """What is told of the reasoning, in Responses."""
+    phase: str = ""
+    """Of the message, in Responses."""
     refusal: str = ""
     calls: tuple[Call, ...] = ()
     pieces: tuple[str, ...] = ()
@@ -201,6 +206,7 @@ def obey(request: ChatRequest, *, default_chunks: int = 0) -> Reply:
     words = _read(text)
     after = request.messages[asked + 1 :]
     reply = Reply(reasoning=words.get("reason", [""])[0], refusal=words.get("refuse", [""])[0])
+    reply.summary = words.get("summarise", [""])[0]
     _disturb(reply, words, prefilled=bool(request.prefill))
     turns = sum(1 for message in after if message.tool_calls)
     steps = [*([_call(line)] for line in words.get("call", ())), *(_calls(line) for line in words.get("calls", ()))]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from stateroom.testing.script import Call, ChatRequest, Reply
+from stateroom.testing.script_embeddings import Ways
 
 _encode = msgspec.json.Encoder().encode
 
@@ -43,8 +44,13 @@ class Quirks(msgspec.Struct, frozen=True):
     """The old `function_call` in place of `tool_calls`."""
     content_parts: bool = False
     """Text is a list of parts."""
+    hidden_reasoning: bool = False
+    """Responses: reasoning is sealed and not shown, as OpenAI's is."""
+    whole_items: bool = False
+    """Responses: items come without deltas, when they are done."""
     split: int = 0
     """Bytes a write; 0: whole events."""
+    embeddings: Ways = "both"
 
 
 class Answer:

@@ -1,11 +1,11 @@
-"""The scripted model server: OpenAI's chat completions over real HTTP, answering what it is told to.
+"""The scripted model server: OpenAI's chat completions and responses over real HTTP, answering what it is told to.
 
 For tests and benchmarks, in-process (`async with ScriptedServer(script) as server`) or as a process of its own:
 
     python -m stateroom.testing.scripted --port 0 [--delay-ms 20] [--chunks 50] [--log FILE] [--quirk crlf]
 
 prints `listening on http://127.0.0.1:PORT` when it is ready. What it says is decided in script.py, how it is written in
-script_dialect.py; here is only the transport.
+script_dialect.py and script_responses.py; here is only the transport.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import IO, Self
 import httptools
 import msgspec
 
+from stateroom.testing import script_embeddings
 from stateroom.testing.script import ChatRequest, Received, Reply, Script
 from stateroom.testing.script_dialect import Answer, Quirks
+from stateroom.testing.script_responses import Refused, ResponsesAnswer, read_request
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
 _REASONS = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 429: b"Too Many Requests"}
@@ -41,6 +43,7 @@ class ScriptedServer:
         delay: float = 0.0,
         key: str = "",
         counting: str = "",
+        responses: bool = True,
         log: IO[bytes] | None = None,
     ) -> None:
         self.script = script or Script()
@@ -53,7 +56,10 @@ class ScriptedServer:
         self.key = key
         """Demand this bearer key."""
         self.counting = counting
-        """How it counts tokens: "vllm" (/tokenize), "llama" (/v1/chat/completions/input_tokens) or not at all."""
+        """How it counts tokens: "vllm" (/tokenize), "llama" (/v1/chat/completions/input_tokens), "template"
+        (/apply-template, then /tokenize), "responses" (/v1/responses/input_tokens) or not at all."""
+        self.responses = responses
+        """Whether it has the route /v1/responses."""
         self.log = log
         self.url = ""
         """Base URL with version, once it is started."""
@@ -166,7 +172,14 @@ class _Connection(asyncio.Protocol):
     def _handle(self, request: Received) -> None:
         owner = self._owner
         path = request.path.partition("?")[0]
-        counts = {"vllm": "/tokenize", "llama": "/v1/chat/completions/input_tokens"}
+        counts = {
+            "vllm": "/tokenize",
+            "llama": "/v1/chat/completions/input_tokens",
+            "responses": "/v1/responses/input_tokens",
+        }
+        if owner.counting == "template" and path in ("/apply-template", "/tokenize"):
+            self._count_by_template(path, request)
+            return
         if owner.key and request.headers.get("authorization") != f"Bearer {owner.key}":
             self._error(401, f"Incorrect API key provided: {request.headers.get('authorization', '')}")
         elif path == "/v1/models":
@@ -174,12 +187,16 @@ class _Connection(asyncio.Protocol):
         elif path == "/health":
             self._json(200, b'{"status":"ok"}')
         elif path == counts.get(owner.counting):
-            field = b"count" if owner.counting == "vllm" else b"input_tokens"
-            self._json(200, b'{"%b":%d}' % (field, len(request.body) // 4 + 1))
-        elif path != "/v1/chat/completions" or request.method != "POST":
-            self._error(404, f"no such route: {path}")
-        else:
+            self._count(request)
+        elif path == "/v1/embeddings" and owner.quirks.embeddings != "none":
+            if (made := script_embeddings.answer(request.body, owner.quirks.embeddings)) is not None:
+                self._json(*made)
+        elif path == "/v1/chat/completions" and request.method == "POST":
             self._chat(request)
+        elif path == "/v1/responses" and request.method == "POST" and owner.responses:
+            self._responses(request)
+        else:
+            self._error(404, f"no such route: {path}")
 
     def _chat(self, request: Received) -> None:
         try:
@@ -187,19 +204,53 @@ class _Connection(asyncio.Protocol):
         except ValueError as error:
             self._error(400, f"bad request: {error}")
             return
+        chat.size = len(request.body)
+        reply = self._scripted(chat)
+        if reply is not None:
+            self._reply(reply, Answer(reply, chat, self._owner.quirks, self._script.received))
+
+    def _responses(self, request: Received) -> None:
+        try:
+            asked = read_request(request.body)
+        except Refused as refused:
+            self._json(refused.status, refused.body)
+            return
+        reply = self._scripted(asked.chat)
+        if reply is not None:
+            self._reply(reply, ResponsesAnswer(reply, asked, self._owner.quirks, self._script.received))
+
+    def _count(self, request: Received) -> None:
+        size = len(request.body)
+        if self._owner.counting == "responses":
+            try:
+                size = read_request(request.body).chat.size
+            except Refused as refused:
+                self._json(refused.status, refused.body)
+                return
+        field = b"count" if self._owner.counting == "vllm" else b"input_tokens"
+        self._json(200, b'{"%b":%d}' % (field, size // 4 + 1))
+
+    def _count_by_template(self, path: str, request: Received) -> None:
+        """As a llama.cpp that can only apply its template, and tokenize a text."""
+        asked = request.json()
+        if path == "/apply-template":
+            said = "".join(f"<|{each['role']}|>{each.get('content')}" for each in asked["messages"])
+            self._json(200, b'{"prompt":%b}' % msgspec.json.encode(said))
+        else:
+            self._json(200, b'{"tokens":%b}' % msgspec.json.encode(list(range(len(asked.get("content", "")) // 4))))
+
+    def _scripted(self, chat: ChatRequest) -> Reply | None:
+        """The reply; None when the request was refused."""
         if self._owner.strict_models and chat.model not in self._owner.models:
             self._error(404, f"The model `{chat.model}` does not exist.", "model_not_found")
-            return
-        chat.size = len(request.body)
+            return None
         try:
-            reply = self._script.reply(chat)
+            return self._script.reply(chat)
         except (ValueError, LookupError, TypeError) as error:
             self._error(400, f"a control word that cannot be read: {error!r}")
-            return
-        self._reply(reply, chat)
+            return None
 
-    def _reply(self, reply: Reply, chat: ChatRequest) -> None:
-        answer = Answer(reply, chat, self._owner.quirks, self._script.received)
+    def _reply(self, reply: Reply, answer: Answer) -> None:
         if reply.hang_after == 0:
             return
         if reply.status >= 400 or reply.raw is not None:

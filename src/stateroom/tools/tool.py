@@ -16,10 +16,12 @@ from stateroom.journal.entries import Effect
 class ToolCall(msgspec.Struct, frozen=True):
     """One call of a hosted tool."""
 
+    id: str
+    """An idempotency key: the id of the call's item, the same in every attempt at it and never another call's."""
     project: str
     run_id: str
     call_id: str
-    """With `run_id` an idempotency key: the same pair never stands for two different calls."""
+    """What the model's server calls it: two calls of one run may have the same."""
     name: str
     arguments: str
     """JSON, as the model wrote it: not validated."""

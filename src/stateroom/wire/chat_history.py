@@ -15,12 +15,12 @@ from stateroom.journal.entries import ContextItem, Item
 from stateroom.wire.chat_parts import (
     arguments_object,
     encode,
-    image_part,
     part_text,
     plain_text,
     tool_output,
     user_content,
 )
+from stateroom.wire.other_items import told_in_general
 
 NO_RESULT: Final = "[There is no result of this call: it is still running, or it was interrupted.]"
 
@@ -39,8 +39,6 @@ SILENT: Final = frozenset(
     }
 )
 """Types of items that say nothing to a model, or whose content is in the messages around them."""
-
-_NOT_ARGUMENTS: Final = frozenset({"type", "id", "call_id", "status", "name", "output", "error", "outputs", "results"})
 
 
 class _Turn:
@@ -190,9 +188,9 @@ class ChatHistory:
             if self.hoist_system:
                 self._system.append(text)
             else:
-                self._close(b'{"role":"system","content":' + encode(text) + b"}")
+                self._close(b'{"role":"system","content":' + encode(text) + _named(item) + b"}")
         else:
-            self._close(b'{"role":"user","content":' + encode(user_content(content)) + b"}")
+            self._close(b'{"role":"user","content":' + encode(user_content(content)) + _named(item) + b"}")
 
     def _add_text(self, text: str) -> None:
         turn = self._turn
@@ -254,24 +252,13 @@ class ChatHistory:
         self._close(encode({"role": "user", "content": content}))
 
     def _add_other(self, kind: str, item: Item, item_id: str) -> None:
-        """Items that the dialect has no shape for: pairs of call and output in general, or text."""
-        call_id = item.get("call_id")
-        if kind.endswith("_output") and isinstance(call_id, str):
-            self._add_result(call_id, _generic_output(item))
-        elif kind.endswith("_call"):
-            done = _hosted_result(item)
-            if not isinstance(call_id, str) and done is None:
-                return
-            given = item.get("arguments")
-            if given is None:
-                given = {key: value for key, value in item.items() if key not in _NOT_ARGUMENTS}
-            name = str(item.get("name") or kind.removesuffix("_call"))
-            key = call_id if isinstance(call_id, str) else item_id
-            self._call(key, name, arguments_object(given))
-            if done is not None:
-                self._add_result(key, done)
-        elif text := (plain_text(item.get("content")) or plain_text(item.get("summary")) or part_text(item)):
-            self._close(encode({"role": "user", "content": text}))
+        told = told_in_general(kind, item, item_id)
+        if told.name is not None:
+            self._call(told.call_id, told.name, told.arguments)
+        if told.output is not None:
+            self._add_result(told.call_id, told.output)
+        if told.text:
+            self._close(encode({"role": "user", "content": told.text}))
 
     # Closing, and calls that wait.
 
@@ -317,27 +304,13 @@ def tool_message(call_id: str, text: str) -> bytes:
     return b'{"role":"tool","tool_call_id":' + encode(call_id) + b',"content":' + encode(text) + b"}"
 
 
+def _named(item: Item) -> bytes:
+    """The field that tells participants of one role apart."""
+    name = item.get("name")
+    return b',"name":' + encode(name) if isinstance(name, str) and name else b""
+
+
 def _texts(content: Any) -> list[str]:
     if isinstance(content, str):
         return [content]
     return [part_text(part) for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-
-
-def _generic_output(item: Item) -> Any:
-    for field in ("output", "tools", "status"):
-        if item.get(field) is not None:
-            return item[field]
-    return ""
-
-
-def _hosted_result(item: Item) -> Any:
-    """What a call that the server carried out itself gave; None when nothing is known of it."""
-    for field in ("output", "error", "outputs", "results"):
-        value = item.get(field)
-        if value is not None:
-            return value if isinstance(value, str) or _has_image(value) else encode(value).decode()
-    return None
-
-
-def _has_image(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(part, dict) and image_part(part) for part in value)

@@ -106,6 +106,21 @@ class ResponsesRenderer:
         """More reasoning text."""
         self._delta(self._part(index, "reasoning_text"), delta, None)
 
+    def summary(self, index: int, part: int, delta: str) -> None:
+        """More of what is told of reasoning; parts begin one after the other, from 0."""
+        self._advance("item")
+        self._step(index, "delta")
+        streamed = self._open[index]
+        if streamed.kind != "reasoning" or not len(streamed.summaries) - 1 <= part <= len(streamed.summaries):
+            raise ImpossibleEvent(f"item {index}, of type {streamed.kind}, cannot have a delta of summary {part} now")
+        self._delta(self._summary(streamed, part), delta, None)
+
+    def compacting(self, index: int, item_id: str) -> None:
+        """The summary of a compaction item is being written; it is shown, sealed, when the item is closed."""
+        self._advance("item")
+        self._step(index, "delta")
+        self._emit("response.compaction.compacting", {"item_id": item_id, "output_index": index})
+
     def arguments(self, index: int, delta: str) -> None:
         """More of a call's arguments, or of a custom tool's input."""
         streamed = self._open.get(index)
@@ -276,22 +291,41 @@ class ResponsesRenderer:
     def _abandon(self, index: int) -> None:
         streamed = self._open.pop(index)
         self._closed.add(index)
+        for summary in streamed.summaries[-1:]:
+            self._finish_summary(summary, summary.text())
         for part in streamed.parts:
             self._finish_part(streamed, part, part.text(), part.shown())
         self._item("response.output_item.done", index, ENCODE(streamed.cut_off()))
 
     def _summarise(self, streamed: StreamedItem, final: dict[str, Any]) -> None:
-        """Summaries of reasoning come whole, with the finished item."""
+        """What is told of reasoning, as far as it has not been streamed yet."""
         if streamed.kind != "reasoning":
             return
         for position, summary in enumerate(final["summary"]):
-            place = {"item_id": streamed.id, "output_index": streamed.index, "summary_index": position}
-            text = summary["text"]
-            name = "response.reasoning_summary_"
-            self._emit(f"{name}part.added", {**place, "part": {"type": "summary_text", "text": ""}})
-            self._emit(f"{name}text.delta", {**place, "delta": text})
-            self._emit(f"{name}text.done", {**place, "text": text})
-            self._emit(f"{name}part.done", {**place, "part": {"type": "summary_text", "text": text}})
+            part = self._summary(streamed, position)
+            text, so_far = summary["text"], part.text()
+            if not part.done and len(text) > len(so_far) and text.startswith(so_far):
+                self._delta(part, text[len(so_far) :], None)
+            self._finish_summary(part, text)
+
+    def _summary(self, streamed: StreamedItem, position: int) -> Part:
+        """This summary, which may be a new one; the one before it is finished then."""
+        if position < len(streamed.summaries):
+            return streamed.summaries[position]
+        for previous in streamed.summaries[-1:]:
+            self._finish_summary(previous, previous.text())
+        part = streamed.begin_summary()
+        shown = {"type": "summary_text", "text": ""}
+        self._emit("response.reasoning_summary_part.added", {**part.place, "part": shown})
+        return part
+
+    def _finish_summary(self, part: Part, text: str) -> None:
+        if part.done:
+            return
+        part.done = True
+        shown = {"type": "summary_text", "text": text}
+        self._emit("response.reasoning_summary_text.done", {**part.place, "text": text})
+        self._emit("response.reasoning_summary_part.done", {**part.place, "part": shown})
 
     def _item(self, kind: str, index: int, encoded: bytes) -> None:
         self._emit(kind, {"output_index": index, "item": msgspec.Raw(encoded)})

@@ -276,6 +276,6 @@ TYPES: Final[dict[str, ItemType]] = {
 }
 
 REFUSED: Final[dict[str, str]] = {
-    "compaction_trigger": "This server does not compact contexts on request; leave the item out.",
+    "compaction_trigger": "Only the last input item of POST /v1/responses may be a `compaction_trigger`.",
 }
-"""Types that are known and cannot be honoured, with what to do instead."""
+"""Types that are known and cannot be honoured where items are kept, with what to do instead."""

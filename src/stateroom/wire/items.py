@@ -5,8 +5,10 @@ empty lists, nulls, and the list around a single plain text (`content` becomes a
 fields and unknown content parts included, passes through both untouched. An id that the client chose stays in the
 packed item; ids that we derive are never in it.
 
-An image or file part may hold its bytes by reference: `blob`, a content hash, and `media_type`. Only the runtime puts
-them there; callers may not send them, and they never leave the server.
+An image or file part may hold bytes by reference: `blob`, `text_blob` and `data_blob`, content hashes of an image, of
+what models read of a file and of the file as it was sent, and `media_type`. Only the runtime puts them there; callers
+may not send them, and they never leave the server. The same holds for `upstream`: what another server has to get back
+of an item that came from there; and for `compacted`: what a compaction item stands for.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Resolver: TypeAlias = Callable[[str, str], str | None]
 
 _ROLES: Final = ("user", "assistant", "system", "developer")
 _TEXT_PARTS: Final = frozenset(("input_text", "output_text", "text", "summary_text", "reasoning_text"))
-_RESERVED: Final = ("blob", "media_type")
+_RESERVED: Final = ("blob", "text_blob", "data_blob", "media_type")
+_PRIVATE: Final = ("upstream", "compacted")
 _SOURCES: Final = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_url", "file_id"),
@@ -58,7 +61,7 @@ class _Refusal(msgspec.Struct):
     refusal: str
 
 
-_PART_SHAPES: Final[dict[str, type[Any]]] = {
+PART_SHAPES: Final[dict[str, type[Any]]] = {
     "input_image": _Image,
     "input_file": _File,
     "output_text": _OutputText,
@@ -102,7 +105,7 @@ def pack(item: Mapping[str, Any], path: str = "item", bounds: Bounds = _NO_BOUND
     packed: Item = {} if kind == "message" else {"type": kind}
     derived = known.derived
     for name, value in item.items():
-        if value is None or name == "type" or (name in derived and derived[name] == value):
+        if value is None or name in ("type", *_PRIVATE) or (name in derived and derived[name] == value):
             continue
         packed[name] = value
     if not packed.get("id", True):
@@ -185,7 +188,7 @@ def _pack_part(part: Any, path: str) -> dict[str, Any]:
             raise InvalidRequest(
                 f"'{path}.{name}' is not a field that callers may set.", code="invalid_value", param=f"{path}.{name}"
             )
-    shape = _PART_SHAPES.get(kind)
+    shape = PART_SHAPES.get(kind)
     if shape is not None:
         validate(part, shape, path)
     elif kind in _TEXT_PARTS:
@@ -228,6 +231,8 @@ def unpack(item: Item, item_id: str, resolve: Resolver | None = None) -> dict[st
             shown[name] = [] if value == [] else value
     shown.update(item)
     shown["id"] = item_id
+    for name in _PRIVATE:
+        shown.pop(name, None)
     if known is not None and known.parts:
         value = shown.get(known.parts)
         if type(value) is list:
@@ -261,6 +266,8 @@ def _show_part(part: dict[str, Any], resolve: Resolver | None) -> dict[str, Any]
         url = resolve(digest, media_type) if resolve is not None else None
         if url is not None:
             part["file_data" if kind == "input_file" else "image_url"] = url
+    elif "text_blob" in part:
+        part = {name: value for name, value in part.items() if name not in _RESERVED}
     if kind == "input_image" and "detail" not in part:
         return {**part, "detail": "auto"}
     return part

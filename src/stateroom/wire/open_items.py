@@ -43,6 +43,9 @@ STREAMED: Final[dict[str, Streamed]] = {
 }
 """By type of the content part, or of the item."""
 
+SUMMARY: Final = Streamed("reasoning", "response.reasoning_summary_text", "text")
+"""What is told of reasoning. It has its own place beside the content, so it is no content part."""
+
 _BY_DELTA: Final = {form.event + ".delta": form for form in STREAMED.values()}
 _BY_DONE: Final = {form.done_event: form for form in STREAMED.values() if not form.in_content}
 
@@ -74,11 +77,11 @@ class Part:
 
     def shown(self) -> dict[str, Any]:
         """The content part with what was streamed so far."""
-        return self._with(self.text())
+        return self._with(self.text(), self.logprobs)
 
-    def _with(self, text: str) -> dict[str, Any]:
+    def _with(self, text: str, logprobs: Sequence[Any] = ()) -> dict[str, Any]:
         part = {"type": self.form.part, self.form.field: text}
-        return {**part, "annotations": [], "logprobs": []} if self.form.part == "output_text" else part
+        return {**part, "annotations": [], "logprobs": logprobs} if self.form.part == "output_text" else part
 
     def done_fields(self, text: str, item: Item) -> dict[str, Any]:
         """The fields of its done event."""
@@ -93,7 +96,7 @@ class Part:
 class StreamedItem:
     """An output item of which at least `response.output_item.added` went out."""
 
-    __slots__ = ("id", "index", "item", "kind", "part", "parts")
+    __slots__ = ("id", "index", "item", "kind", "part", "parts", "summaries")
 
     def __init__(self, index: int, item_id: str, item: Item) -> None:
         self.index = index
@@ -104,6 +107,8 @@ class StreamedItem:
         self.parts: list[Part] = []
         self.part: Part | None = None
         """The part that is open now."""
+        self.summaries: list[Part] = []
+        """Only the last one may be open."""
 
     @classmethod
     def restored(cls, index: int, shown: dict[str, Any]) -> StreamedItem:
@@ -129,6 +134,12 @@ class StreamedItem:
         self.parts.append(part)
         return part
 
+    def begin_summary(self) -> Part:
+        place = {"item_id": self.id, "output_index": self.index, "summary_index": len(self.summaries)}
+        part = Part(SUMMARY, place)
+        self.summaries.append(part)
+        return part
+
     def final_parts(self, final: dict[str, Any]) -> list[tuple[Streamed, str, dict[str, Any]]]:
         """The streamable texts of the finished item, each with the part as it is to be shown."""
         form = STREAMED.get(self.kind)
@@ -144,6 +155,8 @@ class StreamedItem:
     def cut_off(self) -> dict[str, Any]:
         """The item as it ends when it is abandoned."""
         item = dict(self.item)
+        if self.summaries:
+            item["summary"] = [{"type": "summary_text", "text": part.text()} for part in self.summaries]
         for part in self.parts:
             if part.form.in_content:
                 item["content"] = [*item.get("content", ()), part.shown()]
@@ -156,13 +169,20 @@ class StreamedItem:
 
     def as_open_item(self) -> OpenItem:
         """What the runtime needs to know of it after a crash: its visible text, reasoning or arguments."""
-        texts = [part.text() for part in self.parts if part.form.part != "refusal"]
-        return OpenItem(self.index, self.kind, "".join(texts))
+        parts = [part for part in self.parts if part.form.part != "refusal"]
+        logprobs = [each for part in parts for each in part.logprobs]
+        return OpenItem(self.index, self.kind, "".join([part.text() for part in parts]), logprobs)
 
     def replay(self, kind: str, event: SeenEvent) -> None:
         """Take over what a committed event did to this item."""
         if kind == "response.content_part.added":
             self.begin_part(STREAMED[event.part.type])
+        elif kind == "response.reasoning_summary_part.added":
+            self.begin_summary()
+        elif kind == "response.reasoning_summary_text.delta":
+            self.summaries[-1].pieces.append(event.delta)
+        elif kind == "response.reasoning_summary_part.done":
+            self.summaries[-1].done = True
         elif kind in _BY_DELTA:
             form = _BY_DELTA[kind]
             part = self.part if self.part is not None and self.part.form is form else self.begin_part(form)

@@ -95,6 +95,11 @@ class Image(msgspec.Struct):
     context_compression: Literal["auto", "enabled", "disabled"] | None = None
 
 
+class ContextManagement(msgspec.Struct):
+    type: str
+    compact_threshold: Annotated[int, msgspec.Meta(ge=1000, le=2**31 - 1)] | None = None
+
+
 class Context(msgspec.Struct):
     """What decides the model's input: shared by creating a response and counting its tokens."""
 
@@ -140,7 +145,21 @@ class Create(Context):
     image: Image | None = None
     prompt: Any = None
     moderation: Any = None
-    context_management: Any = None
+    context_management: list[ContextManagement] | None = None
+
+
+class Compact(msgspec.Struct):
+    """`POST /v1/responses/compact`."""
+
+    model: str | None = None
+    input: str | list[dict[str, Any]] | None = None
+    previous_response_id: Identifier | None = None
+    instructions: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: CacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None = None
+    image: Image | None = None
 
 
 class Conversation(msgspec.Struct):

@@ -4,11 +4,11 @@ What happens to each parameter of `POST /v1/responses`:
 
 - honoured: model, input, instructions, tools, tool_choice, parallel_tool_calls, previous_response_id, conversation,
   store, stream, stream_options, background, include, temperature, top_p, presence_penalty, frequency_penalty,
-  max_output_tokens, max_tool_calls, top_logprobs, reasoning, text, truncation, metadata
+  max_output_tokens, max_tool_calls, top_logprobs, reasoning, text, truncation, context_management, metadata
 - hints, given back as they came: user, safety_identifier, service_tier, prompt_cache_key, prompt_cache_retention,
   prompt_cache_options, access_programs, image; background_options.continuation_id is a hint, too
-- refused, with a message that says so: prompt, moderation, context_management, background_options.completion_window
-  other than soonest, prompt_cache_options.prewarm, image.context_compression enabled, reasoning.mode but standard
+- refused, with a message that says so: prompt, moderation, background_options.completion_window other than soonest,
+  prompt_cache_options.prewarm, image.context_compression enabled, reasoning.mode but standard
 
 Null means absent everywhere, and unknown parameters are ignored: clients send both.
 """
@@ -57,6 +57,8 @@ class CreateRequest(msgspec.Struct, frozen=True):
     store: bool = True
     obfuscate: bool = False
     """Whether delta events are to carry padding; only when asked for."""
+    generate: bool = True
+    """False, over a socket only: no model is asked."""
 
 
 class ConversationRequest(msgspec.Struct, frozen=True):
@@ -85,21 +87,26 @@ _DECODE_FORK: Final = msgspec.json.Decoder(parameters.Fork)
 
 def decode_create(body: bytes, bounds: Bounds) -> CreateRequest:
     """The body of `POST /v1/responses`. Raises InvalidRequest."""
-    asked = decode(_DECODE_CREATE, body, bounds.depth)
+    return checked_create(decode(_DECODE_CREATE, body, bounds.depth), body, bounds)
+
+
+def checked_create(asked: parameters.Create, body: bytes, bounds: Bounds, *, generate: bool = True) -> CreateRequest:
+    """The same, decoded already. One that is not to `generate` may come without input. Raises InvalidRequest."""
     if not asked.model:
         raise _missing("model")
     _refuse_unsupported(asked)
     _check_combinations(asked)
     previous, conversation = _place(asked)
-    items = _input(asked.input, body, bounds)
-    if not items and not previous and not conversation:
+    given, compact_now = without_trigger(asked.input)
+    items = pack_input(given, body, bounds)
+    if generate and not items and not previous and not conversation:
         raise InvalidRequest(
             "One of 'input', 'previous_response_id' or 'conversation' must be provided.",
             code="missing_required_parameter",
             param="input",
         )
     return CreateRequest(
-        settings=_settings(asked, bounds),
+        settings=_settings(asked, bounds, compact_now=compact_now),
         input=items,
         previous=previous,
         conversation=conversation,
@@ -107,6 +114,7 @@ def decode_create(body: bytes, bounds: Bounds) -> CreateRequest:
         stream=bool(asked.stream),
         store=asked.store is not False,
         obfuscate=asked.stream_options is not None and bool(asked.stream_options.include_obfuscation),
+        generate=generate,
     )
 
 
@@ -118,7 +126,7 @@ def decode_count(body: bytes, bounds: Bounds) -> CreateRequest:
     previous, conversation = _place(asked)
     return CreateRequest(
         settings=RunSettings(**_context(asked, bounds)),
-        input=_input(asked.input, body, bounds),
+        input=pack_input(without_trigger(asked.input)[0], body, bounds),
         previous=previous,
         conversation=conversation,
     )
@@ -177,8 +185,6 @@ def _refuse_unsupported(asked: parameters.Create) -> None:
         raise _unsupported("prompt", "There are no stored prompts: send the text as 'instructions' and 'input'.")
     if asked.moderation is not None:
         raise _unsupported("moderation", "Moderate before and after the request.")
-    if asked.context_management:
-        raise _unsupported("context_management", "This server does not compact contexts yet: leave it out.")
     options = asked.background_options
     if options is not None and options.completion_window not in (None, "soonest"):
         raise _unsupported("background_options.completion_window", "Runs start as soon as they can: use 'soonest'.")
@@ -214,7 +220,32 @@ def _place(asked: parameters.Context) -> tuple[str, str]:
     return previous, conversation
 
 
-def _input(given: str | list[dict[str, Any]] | None, body: bytes, bounds: Bounds) -> list[Item]:
+def without_trigger(given: str | list[dict[str, Any]] | None) -> tuple[str | list[dict[str, Any]] | None, bool]:
+    """The input without a `compaction_trigger`, and whether there was one. Raises InvalidRequest unless it is last."""
+    if not isinstance(given, list):
+        return given, False
+    at = next((index for index, item in enumerate(given) if item.get("type") == "compaction_trigger"), -1)
+    if at < 0:
+        return given, False
+    if at != len(given) - 1:
+        raise InvalidRequest(
+            f"'input[{at}]' is a `compaction_trigger`, which must be the last input item.",
+            code="invalid_value",
+            param=f"input[{at}]",
+        )
+    return given[:-1], True
+
+
+def compact_threshold(entries: list[parameters.ContextManagement] | None) -> int:
+    """Tokens from which the context is to be compacted; -1: by the model's length, 0: never. Raises InvalidRequest."""
+    for index, entry in enumerate(entries or ()):
+        if entry.type != "compaction" or index:
+            advice = "Use one entry of type 'compaction'."
+            raise _unsupported(f"context_management[{index}]", advice)
+    return (entries[0].compact_threshold or -1) if entries else 0
+
+
+def pack_input(given: str | list[dict[str, Any]] | None, body: bytes, bounds: Bounds) -> list[Item]:
     if given is None:
         return []
     if isinstance(given, str):
@@ -280,7 +311,7 @@ def _context(asked: parameters.Context, bounds: Bounds) -> dict[str, Any]:
     }
 
 
-def _settings(asked: parameters.Create, bounds: Bounds) -> RunSettings:
+def _settings(asked: parameters.Create, bounds: Bounds, *, compact_now: bool = False) -> RunSettings:
     return RunSettings(
         **_context(asked, bounds),
         temperature=asked.temperature,
@@ -290,6 +321,8 @@ def _settings(asked: parameters.Create, bounds: Bounds) -> RunSettings:
         max_output_tokens=asked.max_output_tokens,
         max_tool_calls=asked.max_tool_calls,
         top_logprobs=asked.top_logprobs,
+        compact_from=compact_threshold(asked.context_management),
+        compact_now=compact_now,
         include=asked.include or [],
         echo=_echo(asked),
     )

@@ -85,7 +85,7 @@ class ResponseTemplate:
                 b',"incomplete_details":',
                 ENCODE({"reason": incomplete_reason(view)}) if view.status == "incomplete" else b"null",
                 b',"usage":',
-                _usage(view.usage or _NO_USAGE) if view.status in ENDED else b"null",
+                render_usage(view.usage or _NO_USAGE) if view.status in ENDED else b"null",
                 b',"output":[',
                 b",".join(_output(view, encoded or {}, resolve)),
                 b"]",
@@ -103,7 +103,7 @@ def _output(view: RunView, encoded: Mapping[int, bytes], resolve: Resolver | Non
     return [encoded.get(output.index) or ENCODE(unpack(output.item, output.id, resolve)) for output in view.output]
 
 
-def _usage(usage: Usage) -> bytes:
+def render_usage(usage: Usage) -> bytes:
     return (
         b'{"input_tokens":%d,"input_tokens_details":{"cached_tokens":%d,"cache_write_tokens":0},'
         b'"output_tokens":%d,"output_tokens_details":{"reasoning_tokens":%d},"total_tokens":%d}'

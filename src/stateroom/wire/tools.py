@@ -110,7 +110,7 @@ class _ToolSearch(msgspec.Struct):
     execution: Literal["server", "client"] | None = None
 
 
-_SHAPES: Final[dict[str, type[Any]]] = {
+SHAPES: Final[dict[str, type[Any]]] = {
     "function": _Function,
     "custom": _Custom,
     "namespace": _Namespace,
@@ -215,7 +215,7 @@ class _Table:
                 code="missing_required_parameter",
                 param=f"{path}.name",
             )
-        validate(tool, _SHAPES[kind], path)
+        validate(tool, SHAPES[kind], path)
         name: str = tool["name"]
         if not name:
             raise InvalidRequest(f"'{path}.name' is empty.", code="invalid_value", param=f"{path}.name")

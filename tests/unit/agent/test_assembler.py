@@ -28,6 +28,9 @@ class Heard:
     def reasoning(self, index: int, delta: str) -> None:
         self.said.append(("reasoning", index, delta))
 
+    def summary(self, index: int, part: int, delta: str) -> None:
+        self.said.append(("summary", index, part, delta))
+
     def arguments(self, index: int, delta: str) -> None:
         self.said.append(("arguments", index, delta))
 
@@ -106,6 +109,15 @@ def test_an_item_that_a_crash_cut_off_goes_on_under_its_index() -> None:
     assert record.index == 0
     assert record.item["content"] == "Hello, world"
     assert heard.said[0] == ("text", 0, "world")
+
+
+def test_log_probabilities_from_before_a_crash_stay_with_their_text() -> None:
+    building = assembler(None, OpenItem(0, "message", "Hello, ", [{"token": "Hello, "}]))
+    building.text("world", [{"token": "world"}])
+    building.end("stop", None)
+    (record,) = building.take()
+    logprobs = [{"token": "Hello, "}, {"token": "world"}]
+    assert record.item["content"] == [{"type": "output_text", "text": "Hello, world", "logprobs": logprobs}]
 
 
 def test_an_answer_cut_short_leaves_incomplete_items() -> None:

@@ -9,9 +9,9 @@ from stateroom import ids
 from stateroom.agent.state import BranchState, fold_run
 from stateroom.journal.entries import (
     Entry,
+    Fact,
     ItemFinished,
     ItemsAdded,
-    Record,
     RunEnded,
     RunSettings,
     RunStarted,
@@ -20,7 +20,7 @@ from stateroom.journal.entries import (
 )
 
 
-def entries_of(records: list[Record]) -> list[Entry]:
+def entries_of(records: list[Fact]) -> list[Entry]:
     run, entries = -1, []
     for seq, record in enumerate(records):
         if isinstance(record, RunStarted):
@@ -29,7 +29,7 @@ def entries_of(records: list[Record]) -> list[Entry]:
     return entries
 
 
-def turn(text: str, status: str = "completed") -> list[Record]:
+def turn(text: str, status: str = "completed") -> list[Fact]:
     return [
         RunStarted(ids.new_id("resp"), RunSettings(model="m"), [{"role": "user", "content": text}]),
         ItemFinished(0, {"role": "assistant", "content": text.upper()}, "stop"),
@@ -41,7 +41,7 @@ def texts(state: BranchState) -> list[str]:
     return [held.item["content"] for held in state.items]
 
 
-def folded(records: list[Record]) -> BranchState:
+def folded(records: list[Fact]) -> BranchState:
     state = BranchState()
     for entry in entries_of(records):
         state.apply(entry)

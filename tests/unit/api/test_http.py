@@ -12,76 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from stateroom.api import http
-from stateroom.api.http import Edge, page_of, read_body, slice_page
+from stateroom.api.http import page_of, read_body, slice_page
 from stateroom.api.responses import _starting_after
 from stateroom.app import Application
 from stateroom.errors import InvalidRequest, StateroomError, TooLarge
 from stateroom.settings import BackendSettings, Limits, Settings
 from stateroom.testing.scripted import ScriptedServer
-from tests.unit.api.driver import HOST, Exchange, call, scope_of
-
-
-async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-    await PlainTextResponse("in")(scope, receive, send)
-
-
-EDGE = Edge(inside, loopback_only=True)
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:80", "[::1]", "[::1]:8000", "127.8.9.1:1", ""],
-)
-async def test_this_machine_is_let_in(host: str) -> None:
-    headers = [(b"host", host.encode())] if host else []
-    for origin in ([], [(b"origin", b"http://localhost:3000")], [(b"origin", b"http://[::1]:5173")]):
-        assert (await call(EDGE, "POST", "/", headers=[*headers, *origin])).body == b"in"
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [(b"host", b"evil.example")],
-        [(b"host", b"evil.example:8000")],
-        [(b"host", b"localhost.evil.example")],
-        [(b"host", b"127.0.0.1.evil.example")],
-        [(b"host", b"testserver")],
-        [(b"host", b"10.0.0.1")],
-        [(b"host", b"[::ffff:10.0.0.1]")],
-        [(b"host", b"0.0.0.0:8000")],
-        [(b"host", b"2130706433")],
-        [(b"host", b"\xff\xfe")],
-        [(b"host", b"")],
-        [HOST, (b"host", b"evil.example")],
-        [HOST, (b"origin", b"http://evil.example")],
-        [HOST, (b"origin", b"http://localhost.evil.example")],
-        [HOST, (b"origin", b"null")],
-        [HOST, (b"origin", b"")],
-        [HOST, (b"origin", b"http://[::1")],
-        [HOST, (b"origin", b"http://localhost@evil.example")],
-        [HOST, (b"origin", b"file://")],
-        [HOST, (b"origin", b"\xff")],
-    ],
-)
-async def test_whoever_names_another_machine_is_refused_before_anything_is_done(
-    headers: list[tuple[bytes, bytes]],
-) -> None:
-    for method in ("GET", "POST", "OPTIONS", "HEAD", "DELETE"):
-        answer = await call(EDGE, method, "/v1/responses", headers=headers)
-        assert answer.status == 403
-        assert answer.json["error"]["code"] == "foreign_origin"
-        assert answer.headers["x-request-id"].startswith("req_")
-
-
-@given(st.binary(max_size=60))
-def test_no_host_or_origin_can_break_the_edge(value: bytes) -> None:
-    for headers in ([(b"host", value)], [HOST, (b"origin", value)]):
-        answer = asyncio.run(call(EDGE, "GET", "/", headers=headers))
-        assert answer.status in (200, 403)
+from tests.unit.api.driver import Exchange, call, scope_of
 
 
 async def read(
@@ -234,7 +173,6 @@ async def test_a_head_request_is_answered_as_get_is(app: Application) -> None:
         "/v1",
         "/",
         "//v1/responses",
-        "/metrics",
     ],
 )
 async def test_strange_paths_get_a_plain_answer_and_are_logged_on_one_line(
@@ -281,9 +219,9 @@ async def test_what_nobody_foresaw_gives_nothing_away(app: Application, caplog: 
 
     app.runs.create = broken  # type: ignore[method-assign]  # a mistake of ours that nobody knows of yet
     exchange = Exchange([b'{"model":"m","input":"a secret question"}'])
-    with pytest.raises(ZeroDivisionError):
-        await app.asgi(scope_of("POST", "/v1/responses"), exchange.receive, exchange.send)
+    await app.asgi(scope_of("POST", "/v1/responses"), exchange.receive, exchange.send)
     assert exchange.status == 500
+    assert "ZeroDivisionError" in caplog.text
     assert "hunter2" not in exchange.body.decode()
     assert exchange.json["error"]["code"] == "server_error"
     assert exchange.headers["x-request-id"]

@@ -30,6 +30,14 @@ async def main():
         except StorageFull:
             continue
         raise AssertionError("there was room")
+    for size in (20_000, 400_000):
+        writer = blobs.writer()
+        try:
+            await writer.write(b"x" * size)
+            await writer.finish()
+        except StorageFull:
+            continue
+        raise AssertionError("there was room for pieces")
     small = await blobs.put(b"small")
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     large = await blobs.put(b"x" * 200_000)
@@ -165,3 +173,34 @@ async def test_a_put_that_nobody_waits_for_leaves_no_lock_behind(tmp_path: Path)
     await asyncio.gather(task, return_exceptions=True)
     digest = await asyncio.wait_for(blobs.put(data), 30)
     assert await blobs.get(digest) == data
+
+
+async def test_a_cancelled_write_can_be_aborted_and_leaves_nothing(tmp_path: Path) -> None:
+    blobs = open_directory(tmp_path)
+    writer = blobs.writer()
+    await writer.write(b"a" * 300_000)
+    task = asyncio.ensure_future(writer.write(b"b" * 3_000_000))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await writer.abort()
+    assert files(tmp_path) == []
+
+
+async def test_half_a_blob_of_a_killed_process_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    writer = open_directory(tmp_path).writer()
+    await writer.write(b"a" * 300_000)
+    assert len(files(tmp_path / "incoming")) == 1
+    blobs = open_directory(tmp_path)
+    assert files(tmp_path) == []
+    assert await blobs.digests() == []
+
+
+@pytest.mark.parametrize("durability", ["normal", "full"])
+async def test_a_blob_of_pieces_is_a_private_file_under_its_hash(tmp_path: Path, durability: str) -> None:
+    blobs = open_directory(tmp_path, durability="full" if durability == "full" else "normal")
+    writer = blobs.writer()
+    await writer.write(b"a" * 300_000)
+    digest = await writer.finish()
+    assert files(tmp_path) == [tmp_path / digest[:2] / digest[2:]]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files(tmp_path)] == [0o600]

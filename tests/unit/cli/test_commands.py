@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 import pytest
 
-from stateroom.app import ServerInfo
+from stateroom.access.addresses import is_loopback
 from stateroom.cli.main import main
-from stateroom.cli.serve import Progress, banner, is_loopback
+from stateroom.cli.serve import Progress, banner
+from stateroom.serving import ServerInfo
 from tests.unit.cli.script_server import Events, Reply, serving, story
 
 COMMANDS = [
     ["serve"],
     ["chat"],
     ["doctor"],
+    *([verb] for verb in ("verify", "backup", "restore", "rebuild")),
     *(["responses", verb] for verb in ("list", "show", "fork", "cancel", "delete")),
     *(["conversations", verb] for verb in ("list", "show", "fork", "delete")),
 ]
@@ -127,8 +129,8 @@ def test_an_address_that_others_can_reach_is_refused_while_there_are_no_keys(run
     if host:
         outcome = run("serve", "--host", host)
         assert outcome.code == 2
-        assert "access keys" in outcome.err
-        assert "reverse proxy" in outcome.err
+        assert "without an access key" in outcome.err
+        assert "stateroom keys create --name NAME --data" in outcome.err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])

@@ -67,8 +67,13 @@ def test_stateroom_toml_of_the_working_directory_is_read_unless_another_file_is_
     assert load_settings(other, {"STATEROOM_CONFIG": "missing.toml"}, {}).port == 2
 
 
+OF_A_SERVER = [("embeddings", name) for name in ("url", "key_env", "models")]
+"""Settings that go together, and are looked at more closely: they have a test of their own."""
+
+
 def leaves() -> list[tuple[str, tuple[str, ...]]]:
-    return sorted((name, path) for name, path in variables().items() if path != ("backends",))
+    others = [("backends",), ("projects",), *OF_A_SERVER]
+    return sorted((name, path) for name, path in variables().items() if path not in others)
 
 
 def other_value(kind: inspect.Type, default: Any) -> Any:
@@ -80,6 +85,8 @@ def other_value(kind: inspect.Type, default: Any) -> Any:
             return not default
         case inspect.StrType():
             return f"{default}x"
+        case inspect.VarTupleType():
+            return ("https://a.example", "https://b.example")
         case _:
             return default + 1
 
@@ -97,6 +104,8 @@ def leaf(settings: Any, path: tuple[str, ...]) -> tuple[Any, inspect.Type]:
 def test_every_setting_can_be_set_by_its_environment_variable(variable: str, path: tuple[str, ...]) -> None:
     value = other_value(leaf(Settings(), path)[1], leaf(Settings(), path)[0])
     text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, tuple):
+        text = ",".join(value)
     loaded = load(None, {variable: text}, {})
     assert leaf(loaded.settings, path)[0] == value
     assert loaded.sources == {".".join(path): variable}
@@ -108,8 +117,9 @@ def test_every_setting_can_be_set_in_the_file() -> None:
         for field in inspect.type_info(type(struct)).fields:  # type: ignore[attr-defined]  # it is a StructType
             default = getattr(struct, field.name)
             if isinstance(field.type, inspect.StructType):
-                tables.append(f"[{field.name}]\n{toml(default, prefix + field.name)}")
-            elif field.name != "backends":
+                name = f"{prefix}.{field.name}" if prefix else field.name
+                tables.append(f"[{name}]\n{toml(default, name)}")
+            elif field.name not in ("backends", "projects") and (prefix, field.name) not in OF_A_SERVER:
                 lines.append(f"{field.name} = {msgspec.json.encode(other_value(field.type, default)).decode()}")
         return "\n".join([*lines, *tables])
 
@@ -130,6 +140,53 @@ def test_backends_come_as_urls_or_as_tables_from_every_source() -> None:
     assert (full.url, full.retries) == ("http://d/v1", 0)
     assert [b.url for b in load_settings(file, {}, {"backends": ["http://e/v1"]}).backends] == ["http://e/v1"]
     assert [b.url for b in load_settings(None, {"STATEROOM_BACKEND": "http://f/v1"}, {}).backends] == ["http://f/v1"]
+
+
+def test_a_server_for_embeddings_has_a_url_and_may_have_models_and_a_key() -> None:
+    environ = {"STATEROOM_EMBEDDINGS__URL": "http://b/v1", "STATEROOM_EMBEDDINGS__MODELS": "m, n"}
+    own = load_settings(None, environ, {}).embeddings
+    assert (own.url, own.models) == ("http://b/v1", ("m", "n"))
+    for name, value in (("KEY_ENV", "A_KEY"), ("MODELS", "m")):
+        assert "embeddings.url" in complaint(environ={f"STATEROOM_EMBEDDINGS__{name}": value})
+    for url in ("nonsense", "http://user:secret@a/v1"):
+        message = complaint(environ={"STATEROOM_EMBEDDINGS__URL": url})
+        assert "STATEROOM_EMBEDDINGS__URL" in message
+        assert "secret" not in message
+    message = complaint(environ={**environ, "STATEROOM_EMBEDDINGS__KEY_ENV": "sk-it is this"})
+    assert "the NAME of an environment variable" in message
+    assert "sk-" not in message
+    file = write('[embeddings]\nurl = "http://a/v1/"\nkey_env = "A_KEY"\nmodels = ["m"]\n')
+    own = load_settings(file, {"A_KEY": "secret"}, {}).embeddings
+    assert (own.url, own.key_env, own.models) == ("http://a/v1", "A_KEY", ("m",))
+    assert "A_KEY" in complaint(file)
+
+
+def test_a_project_has_what_its_table_says_over_what_holds_for_all() -> None:
+    file = write("[project]\nruns = 5\nrequests_per_minute = 60\n[projects.shop]\nruns = 9\n[projects.bar-2]\n")
+    settings = load_settings(file, {}, {})
+    assert (settings.project.runs, settings.project.requests_per_minute) == (5, 60)
+    assert (settings.projects["shop"].runs, settings.projects["shop"].requests_per_minute) == (9, 60)
+    assert settings.projects["bar-2"] == settings.project
+    given = {"STATEROOM_PROJECTS": '{"shop": {"tokens_per_minute": 7}}', "STATEROOM_PROJECT__RUNS": "3"}
+    shop = load_settings(None, given, {}).projects["shop"]
+    assert (shop.tokens_per_minute, shop.runs) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("projects = 3", "projects"),
+        ("projects.shop = 3", "projects.shop"),
+        ("[projects.shop]\nrunz = 3", "runs"),
+        ("[projects.shop]\nruns = -1", "projects.shop"),
+        ('[projects."a b"]\nruns = 1', "name"),
+        ('cors_origins = ["app.example"]', "https://app.example"),
+        ('cors_origins = ["https://app.example/path"]', "cors_origins"),
+    ],
+)
+def test_what_is_wrong_with_projects_and_origins_is_named(text: str, named: str) -> None:
+    with pytest.raises(BadSetting, match=named):
+        load_settings(write(text), {}, {})
 
 
 def test_the_name_of_the_key_variable_goes_to_every_backend_of_the_command_line() -> None:

@@ -17,19 +17,25 @@ from stateroom.journal.entries import (
     ConversationCreated,
     ConversationDeleted,
     ConversationUpdated,
+    Entry,
+    Fact,
     ItemAbandoned,
     ItemFinished,
     ItemsAdded,
-    Record,
+    RecordDropped,
+    RecordNoted,
+    RecordPut,
     RunEnded,
     RunSettings,
     RunStarted,
+    decode,
     encode,
     kind_of,
 )
 from stateroom.journal.memory import MemoryJournal
 from stateroom.journal.sqlite import open_sqlite
 from stateroom.journal.store import Append, Branch, Draft
+from stateroom.journal.verify import verify_data
 from stateroom.testing.index_conformance import index_answers
 from stateroom.testing.journal_stage import Store
 
@@ -45,7 +51,11 @@ items = st.builds(
 )
 item_lists = st.lists(items, max_size=3)
 metadata = st.dictionaries(names, names, max_size=2)
-records: st.SearchStrategy[Record] = st.one_of(
+collections = st.sampled_from(["c0", "c1"])
+states = names.map(lambda name: msgspec.Raw(msgspec.json.encode({"said": name})))
+blob_lists = st.lists(names, max_size=2)
+puts = st.builds(RecordPut, collections, names, states, st.booleans(), st.sampled_from([0, 5, 9]), blob_lists)
+records: st.SearchStrategy[Fact] = st.one_of(
     st.builds(RunStarted, names, st.builds(RunSettings, tools_blob=st.just("") | names), item_lists),
     st.builds(ItemFinished, st.integers(0, 9), items),
     st.builds(RunEnded, st.sampled_from(["completed", "failed", "odd"])),
@@ -55,6 +65,10 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(ConversationUpdated, metadata),
     st.builds(ConversationDeleted, names),
     st.builds(ItemAbandoned, st.integers(0, 9)),
+    puts,
+    puts,
+    st.builds(RecordNoted, collections, names, states, blob_lists),
+    st.builds(RecordDropped, collections, names),
 )
 
 
@@ -65,7 +79,7 @@ class Write(msgspec.Struct, frozen=True):
     fork_at: int
     fresh: bool
     project: int
-    entries: Sequence[tuple[Record, int]]
+    entries: Sequence[tuple[Fact, int]]
 
 
 class Redact(msgspec.Struct, frozen=True):
@@ -141,7 +155,7 @@ class History:
         found = await self.store.read(project, name, after=step.seq - 1, upto=step.seq)
         if not found:
             return
-        body = None if step.erase else rewritten(found[0].kind)
+        body = None if step.erase else rewritten(found[0])
         await self.store.redact(project, name, {step.seq: body}, at=2_000)
 
     async def answers(self) -> dict[str, Any]:
@@ -151,16 +165,21 @@ class History:
         return found
 
 
-def rewritten(kind: str) -> bytes | None:
-    """Another body for an entry of this kind; None for kinds that are only ever erased."""
-    bodies: dict[str, Record] = {
+def rewritten(entry: Entry) -> bytes | None:
+    """Another body for an entry; None for kinds that are only ever erased. Records stay the same ones."""
+    said = decode(entry.kind, entry.body)
+    if isinstance(said, RecordPut):
+        return encode(RecordPut(said.collection, said.id, msgspec.Raw(b"{}"), True, 7, ["n1"]))
+    if isinstance(said, RecordNoted):
+        return encode(RecordNoted(said.collection, said.id, msgspec.Raw(b"{}"), ["n2"]))
+    bodies: dict[str, Fact] = {
         "run.started": RunStarted("n2", RunSettings(), [{"id": "n0", "content": "a rewritten input " * 9}]),
         "item.finished": ItemFinished(0, {"type": "erased"}),
         "run.ended": RunEnded("failed"),
         "items.added": ItemsAdded("n1", [{"type": "erased"}]),
         "conversation.updated": ConversationUpdated({"rewritten": "yes"}),
     }
-    return encode(bodies[kind]) if kind in bodies else None
+    return encode(bodies[entry.kind]) if entry.kind in bodies else None
 
 
 async def play(history: Sequence[Write | Redact], folder: Path) -> None:
@@ -171,6 +190,8 @@ async def play(history: Sequence[Write | Redact], folder: Path) -> None:
             await memory.take(step)
         told = await disk.answers()
         assert await memory.answers() == told
+        report = verify_data(folder, lambda *_: None)
+        assert [finding for finding in report.findings if finding.part not in ("blob", "key")] == []
         await disk.store.rebuild()
         await memory.store.rebuild()
         assert await disk.answers() == told

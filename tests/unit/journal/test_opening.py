@@ -17,7 +17,8 @@ from stateroom.journal.sqlite_check import check_file
 from stateroom.journal.statements import Migration, read_migrations
 from stateroom.testing.journal_stage import P, begin, note, texts, turn
 
-NEXT = Migration(2, "more", "CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (7)")
+NEWEST = len(read_migrations())
+NEXT = Migration(NEWEST + 1, "more", "CREATE TABLE more (id INTEGER PRIMARY KEY); INSERT INTO more VALUES (7)")
 
 
 @pytest.fixture
@@ -84,12 +85,12 @@ async def test_only_missing_migrations_are_applied(path: Path) -> None:
         await journal.close()
     connection = apsw.Connection(str(path))
     assert connection.execute("SELECT id FROM more").fetchall() == [(7,)]
-    assert connection.pragma("user_version") == 2
+    assert connection.pragma("user_version") == NEWEST + 1
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(path: Path) -> None:
     await written(path)
-    broken = Migration(2, "broken", "CREATE TABLE more (id); DROP TABLE frames; SELECT nonsense")
+    broken = Migration(NEWEST + 1, "broken", "CREATE TABLE more (id); DROP TABLE frames; SELECT nonsense")
     with pytest.raises(StorageError):
         open_sqlite(path, migrations=[*read_migrations(), broken])
     journal = open_sqlite(path)

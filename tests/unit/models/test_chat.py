@@ -570,14 +570,25 @@ async def test_named_models_are_the_only_ones() -> None:
         assert [(one.id, one.context_tokens) for one in await it.backend.models()] == [("b", 32768), ("c", None)]
 
 
-@pytest.mark.parametrize("counting", ["vllm", "llama"])
-async def test_tokens_are_counted_by_the_server_when_it_can(counting: str) -> None:
+@pytest.mark.parametrize(("counting", "requests"), [("vllm", 1), ("llama", 1), ("template", 2)])
+async def test_tokens_are_counted_by_the_server_when_it_can(counting: str, requests: int) -> None:
     async with bench(server={"counting": counting}) as it:
         count, exact = await it.backend.count_tokens(make_call("scripted", user("hello " * 10)))
         assert exact
         asked = it.script.received
         assert await it.backend.count_tokens(make_call("scripted", user("hello " * 10))) == (count, True)
-        assert it.script.received == asked + 1
+        assert it.script.received == asked + requests
+
+
+async def test_a_template_s_text_does_not_count_images() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 100_000}
+    async with bench(server={"counting": "template"}) as it:
+        call = make_call("scripted", {"role": "user", "content": [image]})
+        for _ in range(2):
+            count, exact = await it.backend.count_tokens(call)
+            assert not exact
+            assert 2000 < count < 3000
+        assert (await it.backend.count_tokens(make_call("scripted", user("hello " * 10))))[1]
 
 
 async def test_tokens_are_estimated_when_the_server_cannot_count() -> None:

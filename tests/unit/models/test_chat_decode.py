@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from stateroom.errors import BackendBusy, BackendError, BackendFailed, BackendRejected
 from stateroom.models.backend import Delta, Finished, ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
-from stateroom.models.chat_decode import EVENT_LIMIT, ChatDecoder
+from stateroom.models.chat_decode import ChatDecoder
+from stateroom.models.event_bytes import EVENT_LIMIT
 from stateroom.testing.backend_conformance import calls_of, text_of
 from stateroom.testing.script import Call, ChatRequest, Message, Reply
 from stateroom.testing.script_dialect import Answer, Quirks

@@ -99,6 +99,20 @@ async def test_an_unknown_name_is_refused_when_the_settings_say_so() -> None:
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
 
 
+async def test_no_name_is_refused_while_a_backend_was_never_heard() -> None:
+    two = down("two")
+    router = await refreshed(Listing("one", "a"), two, unknown_models="reject")
+    with pytest.raises(BackendUnavailable, match="two is down"):
+        router.resolve("b")
+    two.serves = ("b",)
+    await router.refresh()
+    assert router.resolve("b") == (two, "b")
+    two.serves = None
+    await router.refresh()
+    with pytest.raises(NotFound):
+        router.resolve("c")
+
+
 async def test_a_default_that_nobody_serves_is_named() -> None:
     with pytest.raises(NotFound, match="missing-default"):
         (await refreshed(Listing("one", "a"), default_model="missing-default")).resolve("x")

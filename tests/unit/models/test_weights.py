@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,7 @@ from stateroom.models.weights import (
 )
 
 CONTENT = b"weights " * 50_000
+WHEEL = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def make_wheel(folder: Path, content: bytes = CONTENT) -> Weights:
@@ -41,9 +42,7 @@ def make_wheel(folder: Path, content: bytes = CONTENT) -> Weights:
         wheel.writestr(
             "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
         )
-        wheel.writestr(
-            "tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        wheel.writestr("tiny_weights-1.0.dist-info/WHEEL", WHEEL)
         wheel.writestr("tiny_weights-1.0.dist-info/RECORD", "")
     return Weights(
         file="tiny.bin",
@@ -267,3 +266,31 @@ def test_the_cache_is_where_the_settings_the_environment_or_the_home_say(monkeyp
 
 def test_the_pinned_weights_have_whole_hashes() -> None:
     assert all(len(digest) == 64 and int(digest, 16) for digest in (SMOLLM2.sha256, SMOLLM2.wheel_sha256))
+
+
+def join_twice(parts: Sequence[Path], target: Path) -> None:
+    target.write_bytes(b"".join(part.read_bytes() for part in parts) * 2)
+
+
+def test_weights_can_be_made_of_several_files_of_their_wheel(index: Path, cache: Path) -> None:
+    made = msgspec.structs.replace(
+        make_wheel(index),
+        more=("tiny_weights-1.0.dist-info/WHEEL",),
+        size=2 * (len(CONTENT) + len(WHEEL)),
+        sha256=hashlib.sha256((CONTENT + WHEEL) * 2).hexdigest(),
+    )
+    path = ensure_weights(cache, weights=made, make=join_twice)
+    assert path.read_bytes() == (CONTENT + WHEEL) * 2
+    assert {held.name for held in cache.iterdir()} == {".lock", "tiny.bin", "tiny.bin.verified"}
+
+    other = msgspec.structs.replace(made, file="other.bin", sha256="0" * 64)
+    with pytest.raises(BackendUnavailable) as refused:
+        ensure_weights(cache, weights=other, make=join_twice)
+    assert refused.value.code == MISMATCH
+    assert not (cache / "other.bin").exists()
+
+
+def test_a_failure_to_fetch_names_what_it_was_and_what_else_can_be_done(index: Path, cache: Path) -> None:
+    wanted = msgspec.structs.replace(make_wheel(index), more=("no/such",), what="The other model", instead="wait")
+    with pytest.raises(BackendUnavailable, match=r"The other model could not be fetched.*no/such.*or wait\."):
+        ensure_weights(cache, weights=wanted)

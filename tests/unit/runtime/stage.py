@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from stateroom import ids
-from stateroom.access.outbound import OutboundGuard
+from stateroom.access.outbound import FILE_CODES, OutboundGuard
 from stateroom.access.sealing import Sealer
+from stateroom.api.chat_surface import ChatSurface
 from stateroom.api.surface import ResponsesSurface
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.memory import MemoryBlobs
 from stateroom.clock import Clock
 from stateroom.errors import BackendError
-from stateroom.journal.entries import Effect, Frame, Item, Record, RunSettings, Usage, decode
+from stateroom.journal.entries import Effect, Fact, Frame, Item, RunSettings, Usage, decode
 from stateroom.journal.memory import MemoryJournal
 from stateroom.models.backend import (
     Delta,
@@ -28,12 +29,17 @@ from stateroom.models.backend import (
 )
 from stateroom.models.router import Router
 from stateroom.runtime.branches import Branches
+from stateroom.runtime.compaction import Compactor
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.dispatch import LocalDispatcher
+from stateroom.runtime.documents import Documents
 from stateroom.runtime.erasure import Erasure
+from stateroom.runtime.file_inputs import FileInputs
+from stateroom.runtime.files import Files
 from stateroom.runtime.generate import Generator
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.live import LiveRun
+from stateroom.runtime.records import Records
 from stateroom.runtime.runs import RunRequest, Runs
 from stateroom.runtime.worker import Worker
 from stateroom.runtime.writer import Flusher
@@ -84,11 +90,16 @@ class PlayedBackend:
         self.closed = 0
         """Answers that were ended, properly or not."""
         self.unreachable: BackendError | None = None
+        self.serves = "m"
+        self.temperature: float | None = None
+        self.listed = 0
+        """How often it was asked what it serves."""
 
     async def models(self) -> list[Model]:
+        self.listed += 1
         if self.unreachable is not None:
             raise self.unreachable
-        return [Model("m")]
+        return [Model(self.serves, temperature=self.temperature)]
 
     async def generate(self, call: ModelCall) -> AsyncGenerator[Sequence[Delta], None]:
         self.asked.append(Asked(call))
@@ -181,6 +192,8 @@ class Stage:
         clock: Clock | None = None,
         memory_bytes: int = 1 << 28,
         allow_private: bool = False,
+        beside: Sequence[PlayedBackend] = (),
+        unknown_models: Literal["default", "reject"] = "default",
     ) -> None:
         self.backend = backend or PlayedBackend(*answers)
         self.clock = clock or MovedClock()
@@ -197,7 +210,7 @@ class Stage:
             holder=ids.new_id("holder"),
             on_fenced=self._on_fenced,
         )
-        self.router = Router([self.backend], clock=self.clock)
+        self.router = Router([self.backend, *beside], unknown_models=unknown_models, clock=self.clock)
         self.sealer = Sealer(bytes(32))
         guard = OutboundGuard(
             allow_private=allow_private,
@@ -205,11 +218,22 @@ class Stage:
             timeout_seconds=self.limits.image_timeout_seconds,
         )
         self.held = HeldBlobs(self.blobs)
-        self.inputs = Inputs(self.journal, self.journal, self.blobs, self.held, guard, self.sealer, self.limits)
+        self.all_records = Records(self.journal, self.journal, self.blobs, self.held, self.clock)
+        self.files = Files(self.all_records, self.blobs, self.held, bytes_max=self.limits.file_bytes)
+        file_guard = OutboundGuard(
+            allow_private=allow_private,
+            bytes_max=self.limits.file_input_bytes,
+            timeout_seconds=self.limits.file_seconds,
+            codes=FILE_CODES,
+        )
+        file_inputs = FileInputs(self.files, Documents(self.limits), self.blobs, self.held, file_guard, self.limits)
+        self.inputs = Inputs(
+            self.journal, self.journal, self.blobs, self.held, guard, self.sealer, self.limits, file_inputs
+        )
         self.erasure = Erasure(self.journal, self.journal, self.blobs, self.held, self.branches, self.clock)
         generator = Generator(self.router, self.blobs, self.sealer, self.limits, self.clock)
         hosted: Mapping[str, Tool] = {tool.type: tool for tool in tools}
-        surface = ResponsesSurface(hosted)
+        surface, chat = ResponsesSurface(hosted), ChatSurface(hosted)
         self.runs = Runs(
             journal=self.journal,
             ephemeral=self.ephemeral,
@@ -219,10 +243,11 @@ class Stage:
             erasure=self.erasure,
             generator=generator,
             router=self.router,
-            surfaces={surface.name: surface},
+            surfaces={surface.name: surface, chat.name: chat},
             limits=self.limits,
         )
-        worker = Worker(generator, hosted, self.limits)
+        self.compactor = Compactor(generator, self.router, self.sealer, self.clock)
+        worker = Worker(generator, self.compactor, hosted, self.limits, self.runs.steering)
         self.dispatcher = self.runs.dispatcher = LocalDispatcher(
             worker, runs_max=self.limits.runs, waiting_max=self.limits.waiting_runs, on_done=self.runs.ended
         )
@@ -237,15 +262,15 @@ class Stage:
             self.clock.seconds += 60
         return Stage(*answers, journal=self.journal, blobs=self.blobs, clock=self.clock, **changed)
 
-    async def start(self, said: str | list[Item] = "hi", *, project: str = PROJECT, **asked: Any) -> LiveRun:
+    async def start(
+        self, said: str | list[Item] = "hi", *, project: str = PROJECT, surface: str = "responses", **asked: Any
+    ) -> LiveRun:
         """Start a run; keyword arguments are those of RunRequest and of RunSettings."""
         names = {field for field in RunRequest.__struct_fields__ if field in asked}
         request = {name: asked.pop(name) for name in names}
         items = [user(said)] if isinstance(said, str) else said
         settings = RunSettings(**{"model": "m", **asked})
-        return await self.runs.create(
-            project, RunRequest(settings=settings, input=items, **request), surface="responses"
-        )
+        return await self.runs.create(project, RunRequest(settings=settings, input=items, **request), surface=surface)
 
     async def ask(self, said: str | list[Item] = "hi", **asked: Any) -> LiveRun:
         """Start a run and wait for its end."""
@@ -253,7 +278,7 @@ class Stage:
         await asyncio.wait_for(asyncio.shield(run.done), 5)
         return run
 
-    async def records(self, run: LiveRun) -> list[Record]:
+    async def records(self, run: LiveRun) -> list[Fact]:
         """What the journal holds of a run."""
         entries = await self.journal.read(run.project, run.branch.branch, run=run.state.start)
         return [decode(entry.kind, entry.body) for entry in entries]

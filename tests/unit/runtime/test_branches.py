@@ -56,6 +56,16 @@ async def add(branches: Branches, active: ActiveBranch, count: int = 1, size: in
     await writer.commit(release=True)
 
 
+async def forked(branches: Branches, source: ActiveBranch, seq: int) -> ActiveBranch:
+    """A fork of it with an item of its own, free again."""
+    fork = branches.fork(source, seq)
+    writer = branches.writer(fork)
+    writer.add(ItemsAdded(f"of {fork.branch}", [user("own")]))
+    await writer.commit(release=True)
+    branches.done(fork)
+    return fork
+
+
 async def take(active: ActiveBranch, queue_max: int = 8, wait_seconds: float = 5.0) -> None:
     await active.take(queue_max=queue_max, wait_seconds=wait_seconds)
 
@@ -227,7 +237,7 @@ async def test_what_is_erased_while_a_branch_is_loaded_does_not_come_back() -> N
     opening = asyncio.ensure_future(branches.open(P, name))
     await settle()
     await journal.redact(P, name, {1: None}, at=0)
-    branches.erase(P, frozenset({(held.id, held.seq)}))
+    branches.erase(P, name, frozenset({(held.id, held.seq)}))
     journal.gate.set()
     opened = await opening
     assert [each.seq for each in opened.state.items] == [0, 2]
@@ -255,14 +265,58 @@ async def test_erasure_leaves_the_caches_of_other_branches_alone() -> None:
         active.context.extend(active.state.items, {})
         active.context.cache["encoded"] = True
     gone = one.state.items[1]
-    branches.erase(P, frozenset({(gone.id, gone.seq)}))
-    # The ids of both branches are alike here: both held such an item.
+    branches.erase(P, one.branch, frozenset({(gone.id, gone.seq)}))
+    # The ids of both branches are alike here; only the items of one are erased.
     assert gone not in one.state.items
-    another = await branches.open(P, await written(branches, count=1))
-    another.context.cache["encoded"] = True
-    branches.erase(P, frozenset({("msg_nobody", 0)}))
-    assert another.context.cache == {"encoded": True}
-    assert not another.stale
+    assert len(other.state.items) == 3
+    branches.erase(P, other.branch, frozenset({("msg_nobody", 0)}))
+    assert other.context.cache == {"encoded": True}
+    assert not other.stale
+
+
+async def test_erasure_reaches_forks_of_forks_and_not_what_lies_beside_them() -> None:
+    journal = MemoryJournal()
+    branches = branches_on(journal)
+    root = await branches.open(P, await written(branches, count=4))
+    child = await forked(branches, root, 2)
+    grandchild = await forked(branches, child, 3)
+    beside = await forked(branches, root, 0)
+    anew = branches_on(journal)  # knows of the line between only by the journal
+    loaded = await anew.open(P, grandchild.branch)
+    gone = root.state.items[1]
+    for seen, holders in ((branches, [root, child, grandchild]), (anew, [loaded])):
+        seen.erase(P, root.branch, frozenset({(gone.id, gone.seq)}))
+        assert not any(gone in holder.state.items for holder in holders)
+    assert not beside.stale
+    grandchild = await branches.open(P, grandchild.branch)  # what was touched is folded anew
+    own = grandchild.state.items[-1]
+    branches.erase(P, grandchild.branch, frozenset({(own.id, own.seq)}))
+    assert own not in grandchild.state.items
+
+
+async def test_erasure_looks_at_no_branch_but_those_that_share_its_place() -> None:
+    branches = branches_on(MemoryJournal())
+    root = await branches.open(P, await written(branches))
+    names = [root.branch, (await forked(branches, root, 0)).branch]
+    for _ in range(50):
+        await written(branches)
+    assert sorted(branches._lineage.below(P, root.branch)) == sorted(names)
+    branches.forget(P, names[1])
+    assert list(branches._lineage.below(P, root.branch)) == names[:1]
+
+
+async def test_a_line_is_forgotten_with_the_last_branch_that_descends_from_it() -> None:
+    journal = MemoryJournal()
+    name = await written(branches_on(journal))
+    branches = branches_on(journal, memory_bytes=0)
+    fork = await forked(branches, await branches.open(P, name), 0)
+    deeper = await forked(branches, fork, 1)
+    branches.forget(P, name)
+    del fork
+    assert branches._lineage.find(P, name) is not None
+    branches.forget(P, deeper.branch)
+    del deeper
+    assert len(branches._lineage._lines) == 0
 
 
 async def test_erasure_of_one_project_touches_no_other() -> None:
@@ -271,7 +325,7 @@ async def test_erasure_of_one_project_touches_no_other() -> None:
     name = await written(branches)
     active = await branches.open(P, name)
     held = active.state.items[0]
-    branches.erase("somebody else", frozenset({(held.id, held.seq)}))
+    branches.erase("somebody else", name, frozenset({(held.id, held.seq)}))
     branches.forget("somebody else", name)
     assert active.state.items == [held]
     assert not active.stale

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from stateroom.agent.state import RunState
 from stateroom.errors import BackendFailed, InvalidRequest
 from stateroom.journal.entries import ItemFinished, RunSettings, RunStarted
 from stateroom.runtime.checks import check_format, check_output
-from stateroom.runtime.schema_check import problem_of, weight_of
+from stateroom.runtime.schema_check import problem_of, states_of, weight_of
 from tests.unit.runtime.stage import Stage, says
 
 
@@ -256,3 +257,37 @@ async def test_numbers_that_json_lacks_are_no_answer(answer: str) -> None:
         with pytest.raises(BackendFailed) as failed:
             await check_output(settings, answered(answer))
         assert failed.value.code == "invalid_output"
+
+
+def test_definitions_that_double_at_every_one_are_weighed_in_little_time_and_memory() -> None:
+    links = {f"d{n}": {"allOf": 2 * [{"$ref": f"#/$defs/d{n - 1}"}]} for n in range(1, 20_000)}
+    schema = {"$defs": {"d0": {}, **links}}
+    began = time.perf_counter()
+    parts = weight_of(schema).parts
+    assert time.perf_counter() - began < 5.0
+    assert parts > 2**40
+    assert parts.bit_length() < 100
+
+
+@pytest.mark.parametrize("pattern", ["{" + "1" * 60_000, "{1," + "1" * 60_000, "[" * 60_000, "\\p{" * 20_000])
+def test_weighing_a_pattern_takes_no_longer_than_reading_it(pattern: str) -> None:
+    began = time.perf_counter()
+    assert states_of(pattern) > 0
+    assert time.perf_counter() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [rf"(?x)[\p{{L}}]{{ 3{n:02d} }}" for n in range(99)],
+        [rf"(?i-u:a)(?ix:\w{{9 000}}){n}" for n in range(99)],
+        [r"\w\W" * 100 + str(n) for n in range(60)],
+    ],
+    ids=["verbose", "verbose group", "written out"],
+)
+def test_patterns_that_hide_how_long_they_take_are_refused_unread(patterns: list[str]) -> None:
+    began = time.perf_counter()
+    with pytest.raises(InvalidRequest) as refused:
+        check_format(settings_of({"allOf": [{"pattern": pattern} for pattern in patterns]}))
+    assert "parts" in refused.value.message
+    assert time.perf_counter() - began < 2.0

@@ -69,6 +69,19 @@ async def test_runs_whose_input_is_still_being_made_whole_count() -> None:
     await asyncio.wait_for(asyncio.gather(*[asyncio.shield(run.done) for run in runs]), 5)
 
 
+async def test_closing_waits_no_longer_than_somebody_wants_it_to() -> None:
+    gate, enough = asyncio.Event(), asyncio.Event()
+    stage = Stage(gated(gate))  # type: ignore[arg-type]  # plays
+    slow = await stage.start(background=True)
+    await until(lambda: slow.assembler is not None)
+    closing = asyncio.ensure_future(stage.dispatcher.close(3_600.0, enough))
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    enough.set()
+    assert await asyncio.wait_for(closing, 5) == 1
+    assert (await stage.runs.view("p", slow.id)).status == "in_progress"
+
+
 async def test_closing_lets_runs_finish_and_parks_the_rest_without_an_end() -> None:
     gate = asyncio.Event()
     stage = Stage(says("quick"), gated(gate))  # type: ignore[arg-type]  # plays

@@ -124,8 +124,18 @@ async def test_an_answer_is_cut_off_at_the_bound_and_the_model_is_stopped(stream
     run = await stage.ask(stream=stream)
     assert run.state.ended is not None
     assert (run.state.ended.status, run.state.ended.reason) == ("incomplete", "max_output_tokens")
-    assert len(answer_of(run)) <= 1_100
+    assert len(answer_of(run)) == 998
     assert stage.backend.closed == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_comes_in_one_piece_is_cut_off_at_the_bound(stream: bool) -> None:
+    stage = Stage([[TextDelta("x" * 100_000), Finished("stop", USAGE)]], limits=Limits(output_bytes=1_000))
+    run = await stage.ask(stream=stream)
+    assert run.state.ended is not None
+    assert (run.state.ended.status, run.state.ended.reason) == ("incomplete", "max_output_tokens")
+    assert answer_of(run) == "x" * 1_000
+    assert run.state.usage == USAGE
 
 
 async def test_calls_without_arguments_count_towards_the_bound() -> None:
@@ -145,7 +155,7 @@ async def test_an_answer_that_is_cut_off_never_shows_an_item_that_the_journal_la
 
         async def generate(self, call):  # type: ignore[no-untyped-def]  # as the protocol has it
             try:
-                yield [ReasoningDelta("hm" * 600), TextDelta("a")]
+                yield [ReasoningDelta("hm" * 400), TextDelta("a")]
                 yield [TextDelta("b" * 1_000)]
             finally:
                 await gate.wait()
@@ -256,6 +266,20 @@ async def test_a_message_that_a_crash_cut_off_goes_on_or_is_closed_and_begun_ane
     else:
         assert [text_of(held.item) for held in view.output] == ["world"]
         assert view.output[0].index == 1
+
+
+async def test_a_message_that_goes_on_after_a_crash_keeps_its_log_probabilities() -> None:
+    gate = asyncio.Event()
+    hello, world = ({"token": text, "bytes": [], "logprob": -0.5, "top_logprobs": []} for text in ("Hello, ", "world"))
+    stage = Stage([[TextDelta("Hello, ", [hello])], gate])
+    run = await stage.start(stream=True)
+    await until(lambda: run.stream is not None and b"Hello" in b"".join(frame.body for frame in run.stream.frames))
+    await stage.give_up(run)
+    says_world = [[TextDelta("world", [world])], [Finished("stop", USAGE)]]
+    later = stage.after_crash(backend=PlayedBackend(says_world, can_prefill=True))
+    await later.recover()
+    (held,) = (await later.runs.view("p", run.id)).output
+    assert held.item["content"] == [{"type": "output_text", "text": "Hello, world", "logprobs": [hello, world]}]
 
 
 async def test_a_backend_that_cannot_prefill_after_all_begins_anew() -> None:

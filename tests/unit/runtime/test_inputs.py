@@ -171,9 +171,12 @@ async def test_the_images_that_one_request_names_by_url_are_bounded_in_number_an
 async def test_an_image_larger_than_allowed_is_not_read_to_its_end() -> None:
     stage = Stage(allow_private=True, limits=Limits(image_bytes=1_000))
     async with serving(b"x" * 1_000_000) as (url, _):
-        with pytest.raises(InvalidRequest) as refused:
+        with pytest.raises(InvalidRequest, match=r"`limits\.image_bytes`") as refused:
             await stage.start([picture(url)])
     assert refused.value.code == "image_file_too_large"
+    data = "data:image/png;base64," + base64.b64encode(b"x" * 1_001).decode()
+    with pytest.raises(InvalidRequest, match=r"`limits\.image_bytes`"):
+        await stage.start([picture(data)])
 
 
 async def test_a_compressed_image_is_refused_rather_than_unpacked() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import pytest
 
-from stateroom.errors import BackendUnavailable, InvalidRequest, NotFound, StateroomError, StorageError
+from stateroom.errors import BackendUnavailable, InvalidRequest, NotFound, StateroomError, StorageError, StorageFull
 from stateroom.journal.entries import ItemFinished, RunEnded
 from stateroom.journal.memory import MemoryJournal
 from stateroom.models.backend import TextDelta
 from stateroom.runtime.runs import RunRequest
+from stateroom.runtime.takeup import _NotBack, _pause
 from stateroom.settings import Limits
 from stateroom.testing.faulty_store import Fault, FaultyStore, Plan
+from stateroom.wire.responses import render_response
 from tests.unit.runtime.stage import (
     MovedClock,
     PlayedBackend,
@@ -114,7 +117,8 @@ async def test_what_another_project_owns_looks_like_what_is_not_there() -> None:
     with pytest.raises(NotFound):
         await stage.start(reference, project="other")
     assert await stage.runs.page("other", after="", limit=5, descending=True) == []
-    assert await stage.runs.page("other", after=run.id, limit=5, descending=True) == []
+    with pytest.raises(InvalidRequest, match="no response with id"):
+        await stage.runs.page("other", after=run.id, limit=5, descending=True)
     assert await stage.conversations.page("other", after="", limit=5, descending=True) == []
     assert (await stage.runs.view("p", run.id)).status == "completed"
     await stage.runs.cancel("p", live.id)
@@ -256,6 +260,72 @@ async def test_a_run_is_taken_up_when_its_model_is_back_and_its_conversation_wai
     assert not any(active.busy for active in later.branches._active.values())
 
 
+@pytest.mark.parametrize("unknown_models", ["reject", "default"])
+async def test_a_run_waits_for_its_own_backend_though_another_is_there(
+    monkeypatch: pytest.MonkeyPatch, unknown_models: Literal["reject", "default"]
+) -> None:
+    gate = asyncio.Event()
+    stage = Stage([gate])
+    run = await stage.start("1", stream=True)
+    await until(lambda: len(stage.backend.asked) == 1)
+    await stage.give_up(run)
+
+    monkeypatch.setattr("stateroom.runtime.takeup.RECOVERY_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("stateroom.runtime.takeup.RECOVERY_LOOK_SECONDS", 0.001)
+    own, other = PlayedBackend(says("late")), PlayedBackend()
+    own.name, own.unreachable, other.serves = "own", BackendUnavailable("not up yet"), "o"
+    later = stage.after_crash(backend=own, beside=[other], unknown_models=unknown_models)
+    await later.runs.recover()
+    for looks in range(1, 4):
+        later.clock.seconds += 5
+        await until(lambda looks=looks: own.listed > looks)  # type: ignore[misc]  # mypy cannot infer the default
+        assert (await later.runs.view("p", run.id)).status == "in_progress"
+    own.unreachable = None
+    later.clock.seconds += 5
+    await until(lambda: len(own.asked) == 1 and not later.runs.live)
+    assert (await later.runs.view("p", run.id)).status == "completed"
+    assert other.asked == []
+
+
+async def test_a_run_that_is_deleted_while_it_waits_for_its_model_is_not_waited_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = asyncio.Event()
+    stage = Stage([gate])
+    run = await stage.start("1", background=True)
+    await stage.give_up(run)
+    monkeypatch.setattr("stateroom.runtime.takeup.RECOVERY_RETRY_SECONDS", 0.001)
+    backend = PlayedBackend()
+    backend.unreachable = BackendUnavailable("not up yet")
+    later = stage.after_crash(backend=backend)
+    await later.runs.recover()
+    assert later.dispatcher._timers
+    await later.runs.delete("p", run.id)
+    await until(lambda: not later.dispatcher._timers)
+
+
+async def test_a_run_says_the_temperature_that_its_model_is_asked_with() -> None:
+    backend = PlayedBackend()
+    backend.temperature = 0.0
+    stage = Stage(backend=backend)
+    views = [(await stage.ask(temperature=asked)).view() for asked in (None, 0.7)]
+    assert [view.settings.temperature for view in views] == [0.0, 0.7]
+    assert [msgspec.json.decode(render_response(view))["temperature"] for view in views] == [0.0, 0.7]
+    plain = await Stage().ask()
+    assert plain.view().settings.temperature is None
+
+
+def test_a_server_that_comes_back_is_noticed_within_seconds_for_minutes_and_later_within_half_a_minute() -> None:
+    away, full, waited = _NotBack("away", "m", ""), StorageFull("full"), 0.0
+    assert [_pause(waited, away) for waited in (0.0, 2.0, 4.0, 60.0, 599.0)] == [2.0, 2.0, 4.0, 4.0, 4.0]
+    assert _pause(3_600.0, away) == 30.0
+    pauses = []
+    while waited < 200:
+        pauses.append(_pause(waited, full))
+        waited += pauses[-1]
+    assert pauses == [2.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
 async def test_a_run_that_cannot_be_taken_up_does_not_keep_its_branch() -> None:
     gate = asyncio.Event()
     stage = Stage([gate])
@@ -269,7 +339,7 @@ async def test_a_run_that_cannot_be_taken_up_does_not_keep_its_branch() -> None:
     assert not any(active.busy for active in later.branches._active.values())
     await until(lambda: not later.runs.live)
     row = await later.journal.run("p", run.id)
-    await later.runs._try_take_up(row)  # what the timer does
+    await later.runs._taking_up._try_take_up(row)  # what the timer does
     await until(lambda: not later.runs.live)
     assert (await later.runs.view("p", run.id)).status == "completed"
 
@@ -291,7 +361,7 @@ async def test_a_run_that_was_given_up_for_want_of_room_is_carried_out_when_some
 
 async def test_a_run_that_was_given_up_is_tried_again_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stateroom.runtime.writer.FULL_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr("stateroom.runtime.runs.RECOVERY_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("stateroom.runtime.takeup.RECOVERY_RETRY_SECONDS", 0.001)
     store = FaultyStore(MemoryJournal(), Plan({1: Fault.FULL}))
     stage = Stage(says("lost"), says("again"), journal=store)
     run = await stage.ask("1")

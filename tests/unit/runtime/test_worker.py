@@ -76,7 +76,20 @@ async def test_an_idempotent_call_that_was_cut_off_is_made_again_as_a_further_at
     await later.recover()
     assert [call.attempt for call in again.made] == [2]
     assert again.made[0].call_id == tool.made[0].call_id
+    assert again.made[0].id == tool.made[0].id
     assert (await later.runs.view("p", run.id)).output[0].item["output"] == "counted 1"
+
+
+async def test_calls_that_the_model_gives_one_id_have_idempotency_keys_of_their_own() -> None:
+    tool = CountedTool()
+    same = [[ToolCallDelta(0, "same", "counted", "{}")], [Finished("stop", None)]]
+    stage = Stage(same, same, says("done"), same, says("done"), tools=[tool])
+    first = await stage.ask(tools=COUNTED)
+    second = await stage.ask(tools=COUNTED)
+    shown = [held.id for run in (first, second) for held in run.state.output if "call_id" in held.item]
+    assert [call.id for call in tool.made] == shown
+    assert len(set(shown)) == 3
+    assert {call.call_id for call in tool.made} == {"same"}
 
 
 async def test_a_tool_that_breaks_is_told_to_the_model_without_its_words() -> None:

@@ -33,6 +33,7 @@ from openai.types.responses import (
     ResponseTextConfig,
     Tool,
     input_token_count_params,
+    response_compact_params,
     response_create_params,
     response_input_item_param,
 )
@@ -68,6 +69,8 @@ UNNAMED = {
     "item.status",
     "name",  # of response.function_call_arguments.done
     "obfuscation",
+    "logprobs.bytes",  # of deltas and of response.output_text.done: parts must have them
+    "logprobs.top_logprobs.bytes",
 }
 
 
@@ -114,6 +117,7 @@ def test_every_parameter_of_create_is_known_and_its_fate_is_documented() -> None
 def test_every_parameter_of_the_other_requests_is_known() -> None:
     for theirs, ours in (
         (input_token_count_params.InputTokenCountParams, parameters.Count),
+        (response_compact_params.ResponseCompactParams, parameters.Compact),
         (conversation_create_params.ConversationCreateParams, parameters.Conversation),
         (conversation_update_params.ConversationUpdateParams, parameters.Update),
         (item_create_params.ItemCreateParams, parameters.Items),
@@ -250,12 +254,15 @@ def every_event() -> list[bytes]:
     }
     renderer.item_closed(0, "rs_1", finished)
     renderer.item_opened(1, "msg_1", {"role": "assistant", "content": []})
-    renderer.text(1, "yes", [{"token": "yes", "logprob": -0.5, "top_logprobs": [{"token": "yes", "logprob": -0.5}]}])
+    yes = {"token": "yes", "bytes": list(b"yes"), "logprob": -0.5}
+    renderer.text(1, "yes", [{**yes, "top_logprobs": [yes]}])
     renderer.refusal(1, "no")
     renderer.item_abandoned(1)
     renderer.item_closed(2, "fc_1", {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"})
     renderer.item_closed(3, "ctc_1", {"type": "custom_tool_call", "call_id": "c", "name": "f", "input": "x"})
-    renderer.item_closed(4, "cmp_1", {"type": "compaction", "encrypted_content": "x"})
+    renderer.item_opened(4, "cmp_1", {"type": "compaction", "encrypted_content": ""})
+    renderer.compacting(4, "cmp_1")
+    renderer.item_closed(4, "cmp_1", {"type": "compaction", "encrypted_content": "x", "created_by": "m"})
     renderer.end(view(status="failed", error={"code": "backend_busy", "message": "Later.", "status": 429}))
     frames = [renderer.take()]
     for status in ("completed", "incomplete", "cancelled"):
@@ -269,6 +276,7 @@ def every_event() -> list[bytes]:
 def test_every_event_is_one_of_openai_s() -> None:
     seen = {check(EVENT, data).type for data in every_event()}
     assert seen == {
+        "response.compaction.compacting",
         "response.created",
         "response.queued",
         "response.in_progress",

@@ -154,7 +154,19 @@ def test_streaming_background_and_padding_are_asked_for() -> None:
         ({"input": [{"role": "user", "content": "a"}, {"type": "x"}]}, "unknown_item_type", "input[1].type"),
         ({"prompt": {"id": "p"}}, "unsupported_parameter", "prompt"),
         ({"moderation": {"model": "m"}}, "unsupported_parameter", "moderation"),
-        ({"context_management": [{"type": "compaction"}]}, "unsupported_parameter", "context_management"),
+        ({"context_management": [{"type": "forgetting"}]}, "unsupported_parameter", "context_management[0]"),
+        ({"context_management": [{"type": "compaction"}] * 2}, "unsupported_parameter", "context_management[1]"),
+        (
+            {"context_management": [{"type": "compaction", "compact_threshold": 999}]},
+            "integer_below_min_value",
+            "context_management[0].compact_threshold",
+        ),
+        (
+            {"input": [{"type": "compaction_trigger"}, {"role": "user", "content": "a"}]},
+            "invalid_value",
+            "input[0]",
+        ),
+        ({"input": [{"type": "compaction_trigger"}]}, "missing_required_parameter", "input"),
         (
             {"background_options": {"completion_window": "2h"}},
             "unsupported_parameter",

@@ -10,47 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateroom.journal.entries import Frame, Item, OpenItem, OutputItem, RunSettings, RunView, Usage
+from stateroom.journal.entries import Frame, Item, OpenItem, OutputItem
 from stateroom.wire.events import ImpossibleEvent, ResponsesRenderer, events_of
-
-MESSAGE: Item = {"role": "assistant", "content": []}
-REASONING: Item = {"type": "reasoning", "summary": []}
-CALL: Item = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": ""}
-CUSTOM: Item = {"type": "custom_tool_call", "call_id": "c2", "name": "g", "input": ""}
-
-
-def view(status: str = "in_progress", *output: OutputItem, **changes: Any) -> RunView:
-    return RunView(
-        **{
-            "id": "resp_1",
-            "created_at": 1_700_000_000_000,
-            "settings": RunSettings(model="m"),
-            "status": status,
-            "output": output,
-            "usage": Usage(1, 2) if status == "completed" else None,
-            "ended_at": 1_700_000_001_000 if status == "completed" else 0,
-            **changes,
-        }
-    )
-
-
-def begun(**options: Any) -> ResponsesRenderer:
-    renderer = ResponsesRenderer(view(), **options)
-    renderer.begin(view())
-    return renderer
-
-
-def taken(renderer: ResponsesRenderer) -> list[dict[str, Any]]:
-    frame = renderer.take()
-    assert frame is not None
-    events = [msgspec.json.decode(data) for data in events_of(frame.body)]
-    assert [event["sequence_number"] for event in events] == list(range(frame.first, frame.last + 1))
-    return events
-
-
-def types(events: list[dict[str, Any]]) -> list[str]:
-    return [event["type"].removeprefix("response.") for event in events]
-
+from tests.unit.wire.rendered import CALL, CUSTOM, MESSAGE, REASONING, begun, taken, types, view
 
 Op = tuple[str, int, str]
 ops: st.SearchStrategy[list[Op]] = st.lists(
@@ -263,3 +225,20 @@ def test_an_open_item_is_described_for_the_runtime() -> None:
     assert frame is not None
     _, opened = ResponsesRenderer.restore(view(), [frame])
     assert opened == [OpenItem(0, "message", "Hello")]
+
+
+def test_an_open_item_keeps_its_log_probabilities() -> None:
+    logprobs = [{"token": text, "logprob": -0.5, "top_logprobs": []} for text in ("Hel", "lo")]
+    renderer = begun()
+    renderer.item_opened(0, "msg_1", MESSAGE)
+    renderer.text(0, "Hel", logprobs[:1])
+    renderer.text(0, "lo", logprobs[1:])
+    frame = renderer.take()
+    assert frame is not None
+    restored, opened = ResponsesRenderer.restore(view(), [frame])
+    assert opened == [OpenItem(0, "message", "Hello", logprobs)]
+    restored.item_abandoned(0)
+    events = taken(restored)
+    assert types(events) == ["output_text.done", "content_part.done", "output_item.done"]
+    assert events[0]["logprobs"] == events[1]["part"]["logprobs"] == logprobs
+    assert events[2]["item"]["content"][0]["logprobs"] == logprobs

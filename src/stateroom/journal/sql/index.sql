@@ -11,11 +11,11 @@ INSERT OR IGNORE INTO run_ids (project, id, entry) VALUES (?, ?, ?);
 
 -- name: end_run
 -- Notes the end of the run that starts at a place.
-UPDATE runs SET ended = ?, status = ? WHERE entry = (SELECT entry FROM places WHERE place = ?);
+UPDATE runs SET ended = ?, ended_at = ?, status = ? WHERE entry = (SELECT entry FROM places WHERE place = ?);
 
 -- name: reopen_run
 -- A run whose terminal entry was erased has none.
-UPDATE runs SET ended = NULL, status = 0 WHERE entry = (SELECT entry FROM places WHERE place = ?);
+UPDATE runs SET ended = NULL, ended_at = NULL, status = 0 WHERE entry = (SELECT entry FROM places WHERE place = ?);
 
 -- name: drop_run
 -- Forgets a run whose first entry was erased.
@@ -58,6 +58,49 @@ DELETE FROM conversations WHERE branch = ? AND id = ?;
 -- Forgets the conversation of a branch.
 DELETE FROM conversations WHERE branch = ?;
 
+-- name: put_record_entry
+-- Notes that an entry speaks of a record.
+INSERT OR IGNORE INTO record_entries (project, key, says, entry, place) VALUES (?, ?, ?, ?, ?);
+
+-- name: put_record_drop
+-- Notes that an entry drops a record of which something was said.
+INSERT OR IGNORE INTO record_entries (project, key, says, entry, place)
+SELECT ?1, ?2, 0, ?3, ?4 WHERE EXISTS (SELECT 1 FROM record_entries WHERE project = ?1 AND key = ?2);
+
+-- name: settle_drops
+-- Forgets the drops of a record before which nothing is said any more.
+DELETE FROM record_entries WHERE project = ?1 AND key = ?2 AND says = 0 AND NOT EXISTS (
+  SELECT 1 FROM record_entries s
+  WHERE s.project = ?1 AND s.key = ?2 AND s.says > 0 AND s.entry < record_entries.entry);
+
+-- name: drop_record_entry
+-- An entry speaks of a record no more.
+DELETE FROM record_entries WHERE project = ? AND key = ? AND says = ? AND entry = ?;
+
+-- name: put_record
+-- Indexes a living record; one that is there already keeps its age.
+INSERT INTO records (first, project, collection, key, latest, place, open, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (project, key) DO UPDATE SET
+  latest = excluded.latest, place = excluded.place, open = excluded.open, expires_at = excluded.expires_at;
+
+-- name: drop_record
+-- Forgets a record.
+DELETE FROM records WHERE project = ? AND key = ?;
+
+-- name: record_death
+-- The entry that last dropped a record.
+SELECT coalesce(max(entry), -1) FROM record_entries WHERE project = ? AND key = ? AND says = 0;
+
+-- name: record_life
+-- The first and the latest put of a record beyond the entry that dropped it, and where the latest stands.
+SELECT
+  (SELECT min(entry) FROM record_entries WHERE project = ?1 AND key = ?2 AND says = 1 AND entry > ?3), entry, place
+FROM record_entries WHERE project = ?1 AND key = ?2 AND says = 1 AND entry > ?3 ORDER BY entry DESC LIMIT 1;
+
+-- name: record_keys
+-- Records that any entry speaks of, beyond one of them.
+SELECT DISTINCT project, key FROM record_entries WHERE (project, key) > (?, ?) ORDER BY project, key LIMIT 1000;
+
 -- name: clear_runs
 -- Empties the index of runs, to derive it anew.
 DELETE FROM runs;
@@ -78,6 +121,14 @@ DELETE FROM conversations;
 -- Empties the index of blobs, to derive it anew.
 DELETE FROM blob_uses;
 
+-- name: clear_record_entries
+-- Empties the index of what speaks of records, to derive it anew.
+DELETE FROM record_entries;
+
+-- name: clear_records
+-- Empties the index of records, to derive it anew.
+DELETE FROM records;
+
 -- name: branch_projects
 -- To whom each branch belongs, for deriving rows anew.
 SELECT id, project FROM branches;
@@ -89,18 +140,18 @@ FROM run_ids i JOIN runs r ON r.entry = i.entry JOIN entries e ON e.id = i.entry
 WHERE i.project = ? AND i.id = ? ORDER BY i.entry DESC LIMIT 1;
 
 -- name: runs_before
--- Runs of a project older than a mark, newest first.
+-- Runs of a project, and of a surface unless that is null, between two marks, newest first.
 SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
 FROM runs r JOIN entries e ON e.id = r.entry JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
-WHERE r.project = (SELECT id FROM projects WHERE name = ?) AND r.entry < ?
-ORDER BY r.entry DESC LIMIT ?;
+WHERE r.project = (SELECT id FROM projects WHERE name = ?1) AND r.entry < ?2 AND r.entry > ?5 AND (?4 IS NULL OR r.surface = ?4)
+ORDER BY r.entry DESC LIMIT ?3;
 
 -- name: runs_after
--- Runs of a project younger than a mark, oldest first.
+-- Runs of a project, and of a surface unless that is null, between two marks, oldest first.
 SELECT b.name, r.place & 0xffffffff, coalesce(r.ended, -1), r.status, r.surface, e.at, p.name, e.kind, e.body
 FROM runs r JOIN entries e ON e.id = r.entry JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
-WHERE r.project = (SELECT id FROM projects WHERE name = ?) AND r.entry > ?
-ORDER BY r.entry LIMIT ?;
+WHERE r.project = (SELECT id FROM projects WHERE name = ?1) AND r.entry > ?2 AND r.entry < ?5 AND (?4 IS NULL OR r.surface = ?4)
+ORDER BY r.entry LIMIT ?3;
 
 -- name: run_mark
 -- Where a run stands in the order of age.
@@ -124,6 +175,40 @@ WHERE l.place > ? AND l.place <= ? ORDER BY l.place;
 -- The seq of the terminal entry of the run that starts at a place.
 SELECT ended FROM runs WHERE entry = (SELECT entry FROM places WHERE place = ?);
 
+-- name: ended_runs
+-- Runs of a project, by its number, that ended up to a moment, beyond one of them, in the order of their ends.
+SELECT r.entry, b.name, r.place & 0xffffffff, r.ended, r.ended_at,
+  EXISTS (SELECT 1 FROM conversations c WHERE c.branch = r.place >> 32)
+FROM runs r INDEXED BY runs_by_end JOIN branches b ON b.id = r.place >> 32
+WHERE r.project = ?1 AND r.ended_at <= ?2 AND (r.ended_at, r.entry) > (?3, ?4)
+ORDER BY r.ended_at, r.entry LIMIT ?5;
+
+-- name: kept_streams
+-- Runs that have ended and whose stream is kept, of every project, beyond a mark.
+SELECT s.id, p.name, b.name, s.run & 0xffffffff, r.ended, r.ended_at,
+  EXISTS (SELECT 1 FROM conversations c WHERE c.branch = s.run >> 32)
+FROM sealed s INDEXED BY sealed_kept JOIN places l ON l.place = s.run JOIN runs r ON r.entry = l.entry
+JOIN branches b ON b.id = s.run >> 32 JOIN projects p ON p.id = r.project
+WHERE s.last >= 0 AND s.id > ? AND r.ended IS NOT NULL ORDER BY s.id LIMIT ?;
+
+-- name: branch_needs
+-- The last seq of a branch that its living conversation, an open run, or a run that ended after a moment needs.
+SELECT CASE WHEN EXISTS (SELECT 1 FROM conversations c WHERE c.branch = b.id) THEN b.head ELSE coalesce((
+  SELECT max(CASE WHEN r.ended IS NULL THEN b.head WHEN r.ended_at > ?2 THEN r.ended ELSE -1 END)
+  FROM places l CROSS JOIN runs r ON r.entry = l.entry
+  WHERE l.place > (b.id << 32) + b.parent_seq AND l.place <= (b.id << 32) + b.head
+), -1) END FROM branches b WHERE b.id = ?1;
+
+-- name: branches_of
+-- The branches of a project, by its number, beyond one of them, oldest first. Reads those of others, too.
+SELECT b.name, p.name, coalesce(o.name, ''), b.parent_seq, b.head
+FROM branches b JOIN projects p ON p.id = b.project LEFT JOIN branches o ON o.id = b.parent
+WHERE b.project = ? AND b.id > ? ORDER BY b.id LIMIT ?;
+
+-- name: all_projects
+-- Every project by its name.
+SELECT name FROM projects ORDER BY id;
+
 -- name: find_item
 -- Where an item stands; the latest place wins.
 SELECT b.name, i.place & 0xffffffff, i.position FROM items i JOIN branches b ON b.id = i.place >> 32
@@ -137,17 +222,17 @@ WHERE c.project = (SELECT id FROM projects WHERE name = ?) AND c.id = ?
 ORDER BY c.entry DESC LIMIT 1;
 
 -- name: conversations_before
--- Conversations of a project older than a mark, newest first.
+-- Conversations of a project between two marks, newest first.
 SELECT c.id, b.name, c.created_at, c.forked_from, e.kind, e.body
 FROM conversations c JOIN branches b ON b.id = c.branch JOIN entries e ON e.id = c.metadata
-WHERE c.project = (SELECT id FROM projects WHERE name = ?) AND c.entry < ?
+WHERE c.project = (SELECT id FROM projects WHERE name = ?) AND c.entry < ? AND c.entry > ?
 ORDER BY c.entry DESC LIMIT ?;
 
 -- name: conversations_after
--- Conversations of a project younger than a mark, oldest first.
+-- Conversations of a project between two marks, oldest first.
 SELECT c.id, b.name, c.created_at, c.forked_from, e.kind, e.body
 FROM conversations c JOIN branches b ON b.id = c.branch JOIN entries e ON e.id = c.metadata
-WHERE c.project = (SELECT id FROM projects WHERE name = ?) AND c.entry > ?
+WHERE c.project = (SELECT id FROM projects WHERE name = ?) AND c.entry > ? AND c.entry < ?
 ORDER BY c.entry LIMIT ?;
 
 -- name: conversation_mark
@@ -158,3 +243,56 @@ ORDER BY entry DESC LIMIT 1;
 -- name: find_blob_use
 -- Whether any entry refers to a blob.
 SELECT 1 FROM blob_uses WHERE digest = ? LIMIT 1;
+
+-- name: find_record
+-- A living record by the number of its project and its key.
+SELECT b.name, r.place & 0xffffffff, f.at, e.at, p.name, e.kind, e.body
+FROM records r JOIN entries e ON e.id = r.latest JOIN entries f ON f.id = r.first
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE r.project = ? AND r.key = ?;
+
+-- name: records_before
+-- Records of a project's collection between two marks, newest first.
+SELECT b.name, r.place & 0xffffffff, f.at, e.at, p.name, e.kind, e.body
+FROM records r JOIN entries e ON e.id = r.latest JOIN entries f ON f.id = r.first
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE r.project = ? AND r.collection = ? AND r.first < ? AND r.first > ?
+ORDER BY r.first DESC LIMIT ?;
+
+-- name: records_after
+-- Records of a project's collection between two marks, oldest first.
+SELECT b.name, r.place & 0xffffffff, f.at, e.at, p.name, e.kind, e.body
+FROM records r JOIN entries e ON e.id = r.latest JOIN entries f ON f.id = r.first
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE r.project = ? AND r.collection = ? AND r.first > ? AND r.first < ?
+ORDER BY r.first LIMIT ?;
+
+-- name: record_mark
+-- Where a record stands in the order of age.
+SELECT first FROM records WHERE project = ? AND collection = ? AND key = ?;
+
+-- name: open_records
+-- The open records of a collection, of every project, oldest first.
+SELECT b.name, r.place & 0xffffffff, f.at, e.at, p.name, e.kind, e.body
+FROM records r JOIN entries e ON e.id = r.latest JOIN entries f ON f.id = r.first
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE r.collection = ? AND r.open = 1 ORDER BY r.first;
+
+-- name: expired_records
+-- Records whose time has come, the soonest first.
+SELECT b.name, r.place & 0xffffffff, f.at, e.at, p.name, e.kind, e.body
+FROM records r JOIN entries e ON e.id = r.latest JOIN entries f ON f.id = r.first
+JOIN projects p ON p.id = r.project JOIN branches b ON b.id = r.place >> 32
+WHERE r.expires_at > 0 AND r.expires_at <= ? ORDER BY r.expires_at, r.first LIMIT ?;
+
+-- name: record_places
+-- Where the entries stand that say something of a record: states, then notes, each in the order of arrival.
+SELECT b.name, s.place & 0xffffffff, s.says, s.entry < coalesce(
+  (SELECT max(d.entry) FROM record_entries d WHERE d.project = ?1 AND d.key = ?2 AND d.says = 0), -1)
+FROM record_entries s JOIN branches b ON b.id = s.place >> 32
+WHERE s.project = ?1 AND s.key = ?2 AND s.says > 0 ORDER BY s.says, s.entry;
+
+-- name: unerased_records
+-- Records that were dropped, and of which something is still said from before.
+SELECT p.name, e.kind, e.body FROM record_entries d JOIN entries e ON e.id = d.entry
+JOIN projects p ON p.id = d.project WHERE d.says = 0;

@@ -94,6 +94,10 @@ WHERE p.place > ? AND p.place <= ? AND e.run = ? ORDER BY p.place LIMIT ?;
 -- One entry and its number.
 SELECT e.id, e.kind, e.run, e.at, e.body FROM places p JOIN entries e ON e.id = p.entry WHERE p.place = ?;
 
+-- name: read_numbered
+-- What an entry is known by its number to say.
+SELECT kind, run, at, body FROM entries WHERE id = ?;
+
 -- name: change_entry
 -- Replaces what an entry says; a body of the same length is overwritten where it stands.
 UPDATE entries SET kind = ?, body = ? WHERE id = ?;
@@ -129,7 +133,7 @@ DELETE FROM sealed WHERE run = ?;
 
 -- name: erase_sealed
 -- Overwrites the packed events of a run where they stand: one byte less, so that the row cannot outgrow its page.
-UPDATE sealed SET last = -1, body = zeroblob(length(body) - 1) WHERE run = ?;
+UPDATE sealed SET last = -1, body = zeroblob(length(body) - 1) WHERE run = ? AND last >= 0;
 
 -- name: drop_erased_frames
 -- Gives back the room of erased streams.
