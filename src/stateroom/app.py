@@ -60,10 +60,10 @@ from stateroom.models.embedding_models import EmbeddingModels, Source
 from stateroom.models.embeddings import Embedder, OpenAIEmbedder
 from stateroom.models.emulation import ToolEmulation
 from stateroom.models.router import Router
-from stateroom.runtime.batch_places import Places
-from stateroom.runtime.batch_state import COLLECTION as BATCHES
-from stateroom.runtime.batch_state import Batch, BatchParts
-from stateroom.runtime.batches import Batches
+from stateroom.runtime.batches.batches import Batches
+from stateroom.runtime.batches.places import Places
+from stateroom.runtime.batches.state import COLLECTION as BATCHES
+from stateroom.runtime.batches.state import Batch, BatchParts
 from stateroom.runtime.branches import Branches
 from stateroom.runtime.chat_completions import ChatCompletions
 from stateroom.runtime.compaction import Compactor
@@ -71,21 +71,21 @@ from stateroom.runtime.compactions import Compactions
 from stateroom.runtime.completions import Completer
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.dispatch import LocalDispatcher
-from stateroom.runtime.documents import Documents
 from stateroom.runtime.erasure import Erasure
-from stateroom.runtime.export import Exporter
-from stateroom.runtime.file_inputs import FileInputs
-from stateroom.runtime.files import Files
+from stateroom.runtime.files.documents import Documents
+from stateroom.runtime.files.files import Files
+from stateroom.runtime.files.inputs import FileInputs
+from stateroom.runtime.files.uploads import Uploads
 from stateroom.runtime.generate import Generator
 from stateroom.runtime.idempotency import Idempotency
-from stateroom.runtime.import_ import Importer
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.leases import LeaseKeeper
 from stateroom.runtime.local import LocalMemory
+from stateroom.runtime.moving.exports import Exporter
+from stateroom.runtime.moving.imports import Importer
 from stateroom.runtime.records import Records
 from stateroom.runtime.retention import Retention
 from stateroom.runtime.runs import Runs
-from stateroom.runtime.uploads import Uploads
 from stateroom.runtime.watch import RunWatch
 from stateroom.runtime.webhooks import Webhooks
 from stateroom.runtime.worker import Worker

@@ -24,7 +24,7 @@ from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.memory import MemoryBlobs
 from stateroom.clock import SystemClock
 from stateroom.journal.sqlite import open_sqlite
-from stateroom.runtime.batch_state import Batch as BatchState
+from stateroom.runtime.batches.state import Batch as BatchState
 from stateroom.runtime.records import Records
 from stateroom.testing.kill_points import KILL_AT
 from stateroom.testing.process import ProcessFailed, ServerProcess

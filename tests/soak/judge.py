@@ -13,8 +13,8 @@ from tests.soak.samples import INDEX_TABLES, Sample
 MIB: Final = 1024 * 1024
 WARM_UP: Final = 0.25
 """Of a life, which does not count: caches fill, allocators take what they need."""
-MEMORY_SHARE: Final = 0.08
-MEMORY_LEAST: Final = 6 * MIB
+MEMORY_SHARE: Final = 0.03
+MEMORY_LEAST: Final = 3 * MIB
 """What memory may grow by from the first to the last quarter after that: the larger of these."""
 IDLE_MORE: Final = 3
 """By how much descriptors, tasks and threads of an idle server may differ: a connection or two is just being closed."""

@@ -109,14 +109,14 @@ def _panel(
         for event in events
     ]
     parts.append(f'<rect class="frame" x="{LEFT}" y="{top}" width="{WIDTH - LEFT - RIGHT}" height="{PANEL}"/>')
-    parts.append(f'<text class="small" x="{LEFT - 6}" y="{top + 9}" text-anchor="end">{most:,.3g}</text>')
+    parts.append(f'<text class="small" x="{LEFT - 6}" y="{top + 9}" text-anchor="end">{_short(most)}</text>')
     parts.append(f'<text class="small" x="{LEFT - 6}" y="{top + PANEL}" text-anchor="end">0</text>')
     parts.append(f'<text x="{LEFT}" y="{top - 5}">{escape(name)}</text>')
     for colour, line in zip(COLOURS, lines, strict=False):
         parts += _curves(line, samples, end, top, most, colour)
     for number, (colour, line) in enumerate(zip(COLOURS, lines, strict=False)):
         values = [line.value(each) for each in samples if line.value(each) > 0 or line.zero] or [0.0]
-        text = f"{line.name}: at most {max(values):,.3g}"
+        text = f"{line.name}: at most {_short(max(values))}"
         x, y = WIDTH - RIGHT + 8, top + 14 + 16 * number
         parts.append(f'<text class="small" x="{x}" y="{y}" style="fill:{colour}">{escape(text)}</text>')
     return parts
@@ -147,6 +147,10 @@ def _round_up(value: float) -> float:
     """The next number that is easy to read."""
     size = 10.0 ** (len(str(int(value))) - 1)
     return next(step * size for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * size >= value)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ticks(minutes: float) -> list[int]:

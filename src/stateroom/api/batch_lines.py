@@ -20,7 +20,7 @@ from stateroom.access.principal import Principal
 from stateroom.api.claims import HEADER
 from stateroom.api.http import error_response
 from stateroom.errors import NotFound, StateroomError
-from stateroom.runtime.batch_state import Answer, Asked
+from stateroom.runtime.batches.state import Answer, Asked
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.runs import Runs
 from stateroom.telemetry.context import Asked as Noted
@@ -32,7 +32,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class LineAnswers:
-    """Implements `runtime.batch_state.Answering` by the handlers of the endpoints that batches may name."""
+    """Implements `runtime.batches.state.Answering` by the handlers of the endpoints that batches may name."""
 
     def __init__(self, handlers: Mapping[str, Handler], runs: Runs, idempotency: Idempotency) -> None:
         self._handlers = handlers

@@ -16,8 +16,8 @@ from stateroom.api.claims import claim
 from stateroom.api.http import Json, listed, read_body
 from stateroom.api.responses import principal
 from stateroom.errors import NotFound
-from stateroom.runtime.batch_state import Batch
-from stateroom.runtime.batches import Batches
+from stateroom.runtime.batches.batches import Batches
+from stateroom.runtime.batches.state import Batch
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.records import Held
 from stateroom.wire.batches import batch_object, decode_new_batch

@@ -19,9 +19,9 @@ from stateroom.api.multipart import body_pieces
 from stateroom.api.responses import principal
 from stateroom.errors import InvalidRequest
 from stateroom.journal.store import Index
-from stateroom.runtime.export import Export, Exporter
 from stateroom.runtime.idempotency import Idempotency
-from stateroom.runtime.import_ import Imported, Importer, too_large
+from stateroom.runtime.moving.exports import Export, Exporter
+from stateroom.runtime.moving.imports import Imported, Importer, too_large
 from stateroom.wire.export import MEDIA_TYPE, result_object
 from stateroom.wire.files import content_disposition
 

@@ -19,7 +19,7 @@ from stateroom.api.multipart import read_form
 from stateroom.api.responses import principal
 from stateroom.blobs.store import BlobMissing
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.runtime.files import File, Files, file_not_found, file_too_large, new_file_id
+from stateroom.runtime.files.files import File, Files, file_not_found, file_too_large, new_file_id
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.wire.files import (
     clean_filename,

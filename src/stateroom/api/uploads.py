@@ -16,9 +16,9 @@ from stateroom.api.http import Json, read_body
 from stateroom.api.multipart import read_form
 from stateroom.api.responses import principal
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.runtime.files import Files, file_too_large
+from stateroom.runtime.files.files import Files, file_too_large
+from stateroom.runtime.files.uploads import Part, Upload, Uploads, new_part_id
 from stateroom.runtime.idempotency import Idempotency
-from stateroom.runtime.uploads import Part, Upload, Uploads, new_part_id
 from stateroom.settings import Limits
 from stateroom.wire.files import clean_filename, decode_completion, decode_new_upload, part_object, upload_object
 

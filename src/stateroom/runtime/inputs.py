@@ -24,7 +24,7 @@ from stateroom.blobs.store import Blobs
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import Entry, Item, ItemsAdded, RunSettings, RunStarted, decode
 from stateroom.journal.store import Index, Journal, RunRow
-from stateroom.runtime.file_inputs import SOURCES, FileBudget, FileInputs
+from stateroom.runtime.files.inputs import SOURCES, FileBudget, FileInputs
 from stateroom.settings import Limits
 
 BLOB_FROM_BYTES = 512

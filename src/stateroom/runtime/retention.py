@@ -19,7 +19,7 @@ from stateroom.errors import StorageError
 from stateroom.journal.store import Append, Branch, Index, Journal
 from stateroom.runtime.branches import Branches
 from stateroom.runtime.erasure import Erasure
-from stateroom.runtime.files import COLLECTION as FILES
+from stateroom.runtime.files.files import COLLECTION as FILES
 from stateroom.runtime.records import Records
 from stateroom.settings import RetentionSettings
 

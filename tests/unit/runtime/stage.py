@@ -32,10 +32,10 @@ from stateroom.runtime.branches import Branches
 from stateroom.runtime.compaction import Compactor
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.dispatch import LocalDispatcher
-from stateroom.runtime.documents import Documents
 from stateroom.runtime.erasure import Erasure
-from stateroom.runtime.file_inputs import FileInputs
-from stateroom.runtime.files import Files
+from stateroom.runtime.files.documents import Documents
+from stateroom.runtime.files.files import Files
+from stateroom.runtime.files.inputs import FileInputs
 from stateroom.runtime.generate import Generator
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.live import LiveRun

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stateroom.runtime.batch_lines import ERRORS_MAX, Examination, Outcome, Progress, Requests, Splitter
+from stateroom.runtime.batches.lines import ERRORS_MAX, Examination, Outcome, Progress, Requests, Splitter
 from stateroom.wire.batches import LineUsage
 
 URL = "/v1/responses"

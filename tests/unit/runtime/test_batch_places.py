@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stateroom.runtime.batch_places import Places
+from stateroom.runtime.batches.places import Places
 
 
 class Room:
@@ -98,7 +98,7 @@ async def test_a_project_has_no_more_than_it_may() -> None:
 
 
 async def test_other_runs_take_the_places_away_but_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stateroom.runtime.batch_places.LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("stateroom.runtime.batches.places.LOOK_SECONDS", 0.001)
     room = Room(4)
     room.others = 100
     tasks = [room.ask("p") for _ in range(6)]

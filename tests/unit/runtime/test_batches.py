@@ -19,11 +19,11 @@ from stateroom.blobs.memory import MemoryBlobs
 from stateroom.errors import InvalidRequest, NotFound, StorageFull, TooLarge, TooMany
 from stateroom.journal.entries import Kind
 from stateroom.journal.memory import MemoryJournal
-from stateroom.runtime import batch_work
-from stateroom.runtime.batch_places import Places
-from stateroom.runtime.batch_state import COLLECTION, Answer, Asked, Batch, BatchParts
-from stateroom.runtime.batches import Batches
-from stateroom.runtime.files import Files
+from stateroom.runtime.batches import work as batch_work
+from stateroom.runtime.batches.batches import Batches
+from stateroom.runtime.batches.places import Places
+from stateroom.runtime.batches.state import COLLECTION, Answer, Asked, Batch, BatchParts
+from stateroom.runtime.files.files import Files
 from stateroom.runtime.records import Records
 from stateroom.runtime.webhooks import Delivery, Webhooks
 from stateroom.settings import Limits
@@ -351,7 +351,7 @@ async def test_a_locked_conversation_is_waited_for() -> None:
 
 
 async def test_a_full_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stateroom.runtime.batches.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr("stateroom.runtime.batches.batches.RETRY_SECONDS", 0.001)
     scene = Scene()
     append, left = scene.journal.append, [3]
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateroom.errors import InvalidRequest, RequestError, TooMany
-from stateroom.runtime import documents
-from stateroom.runtime.documents import Documents, as_told, decode_text, image_type, of_bytes
+from stateroom.runtime.files import documents
+from stateroom.runtime.files.documents import Documents, as_told, decode_text, image_type, of_bytes
 from stateroom.settings import Limits
 from tests.papers import bomb, encrypted_pdf, endless_work, pdf, pdf_of
 

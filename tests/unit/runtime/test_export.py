@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from stateroom.errors import InvalidRequest, RequestError, StateroomError, StorageError, TooLarge, TooMany
 from stateroom.journal.entries import RunView
 from stateroom.models.backend import Finished, ItemDelta, ReasoningDelta, TextDelta
-from stateroom.runtime.export import Export, Exporter
-from stateroom.runtime.import_ import AT_ONCE_MAX, Imported, Importer
 from stateroom.runtime.live import LiveRun
+from stateroom.runtime.moving.exports import Export, Exporter
+from stateroom.runtime.moving.imports import AT_ONCE_MAX, Imported, Importer
 from stateroom.settings import Limits
 from stateroom.wire import tar
 from stateroom.wire.responses import render_response

@@ -9,7 +9,7 @@ import pytest
 
 from stateroom import ids
 from stateroom.errors import InvalidRequest, NotFound, StorageFull, TooLarge
-from stateroom.runtime.files import BATCH_SECONDS, File, Files
+from stateroom.runtime.files.files import BATCH_SECONDS, File, Files
 from stateroom.runtime.idempotency import Idempotency
 from tests.unit.runtime.stage import MovedClock, Stage
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stateroom.errors import InvalidRequest, TooMany
-from stateroom.runtime.export import AT_ONCE_MAX, AT_ONCE_PROJECT, Export
+from stateroom.runtime.moving.exports import AT_ONCE_MAX, AT_ONCE_PROJECT, Export
 from tests.unit.runtime.stage import user
 from tests.unit.runtime.test_export import Place, changed, elsewhere
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stateroom.errors import InvalidRequest, NotFound, RequestError
-from stateroom.runtime.uploads import KEPT_SECONDS, LIFE_SECONDS, Part, Upload, Uploads
+from stateroom.runtime.files.uploads import KEPT_SECONDS, LIFE_SECONDS, Part, Upload, Uploads
 from tests.unit.runtime.stage import MovedClock, Stage
 
 

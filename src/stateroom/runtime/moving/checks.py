@@ -32,8 +32,8 @@ from stateroom.journal.entries import (
     Usage,
     decode,
 )
-from stateroom.runtime.export import file_ids
 from stateroom.runtime.inputs import IMAGE_TYPES
+from stateroom.runtime.moving.exports import file_ids
 from stateroom.runtime.reading import RESPONSES
 from stateroom.wire.decoding import Bounds
 from stateroom.wire.export import Line, Manifest, invalid, is_key, opened_of, with_opened

@@ -11,10 +11,10 @@ from stateroom import ids
 from stateroom.blobs.store import BlobMissing
 from stateroom.errors import NotFound
 from stateroom.journal.entries import Fact
-from stateroom.runtime.batch_lines import Outcome, Progress, Requests
-from stateroom.runtime.batch_notes import BatchNotes
-from stateroom.runtime.batch_state import Batch, BatchParts
-from stateroom.runtime.files import Incoming, new_file_id
+from stateroom.runtime.batches.lines import Outcome, Progress, Requests
+from stateroom.runtime.batches.notes import BatchNotes
+from stateroom.runtime.batches.state import Batch, BatchParts
+from stateroom.runtime.files.files import Incoming, new_file_id
 from stateroom.runtime.records import Held
 from stateroom.wire.batches import BatchLine, unanswered_line
 

@@ -18,7 +18,7 @@ from stateroom import ids
 from stateroom.blobs.store import BlobMissing, Blobs
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import Fact, RecordDropped
-from stateroom.runtime.files import File, Files, Incoming, new_file_id
+from stateroom.runtime.files.files import File, Files, Incoming, new_file_id
 from stateroom.runtime.records import Held, Records
 
 COLLECTION: Final = "upload"

@@ -12,8 +12,8 @@ from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.errors import StateroomError
-from stateroom.runtime.batch_places import Places
-from stateroom.runtime.files import BATCH_SECONDS, Files
+from stateroom.runtime.batches.places import Places
+from stateroom.runtime.files.files import BATCH_SECONDS, Files
 from stateroom.runtime.records import Collection
 from stateroom.runtime.webhooks import Webhooks
 from stateroom.settings import Limits

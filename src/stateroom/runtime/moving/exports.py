@@ -33,7 +33,7 @@ from stateroom.journal.entries import (
     encode,
 )
 from stateroom.journal.store import Index, Journal
-from stateroom.runtime.files import Files
+from stateroom.runtime.files.files import Files
 from stateroom.runtime.reading import RESPONSES, conversation_not_found, response_not_found
 from stateroom.wire import tar
 from stateroom.wire.export import (

@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
-from stateroom.runtime.batch_lines import Finished, Outcome, Progress
-from stateroom.runtime.batch_state import BatchGone, BatchParts
+from stateroom.runtime.batches.lines import Finished, Outcome, Progress
+from stateroom.runtime.batches.state import BatchGone, BatchParts
 
 INLINE_BYTES: Final = 64 * 1024
 """An answer that is larger is a blob of its own until the batch ends."""

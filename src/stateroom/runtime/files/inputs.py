@@ -17,8 +17,8 @@ from stateroom.access.outbound import OutboundGuard
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import BlobMissing, Blobs
 from stateroom.errors import InvalidRequest
-from stateroom.runtime.documents import HEAD_BYTES, Content, Documents, as_told, image_type, of_bytes
-from stateroom.runtime.files import File, Files, file_not_found
+from stateroom.runtime.files.documents import HEAD_BYTES, Content, Documents, as_told, image_type, of_bytes
+from stateroom.runtime.files.files import File, Files, file_not_found
 from stateroom.settings import Limits
 from stateroom.wire.files import clean_filename
 

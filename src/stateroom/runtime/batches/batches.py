@@ -18,10 +18,10 @@ import msgspec
 from stateroom import ids
 from stateroom.errors import Fenced, InvalidRequest, NotFound, StorageError, TooMany
 from stateroom.journal.entries import Fact
-from stateroom.runtime.batch_state import UNFINISHED, Batch, BatchGone, BatchParts
-from stateroom.runtime.batch_work import BatchWork
+from stateroom.runtime.batches.state import UNFINISHED, Batch, BatchGone, BatchParts
+from stateroom.runtime.batches.work import BatchWork
 from stateroom.runtime.cursors import check_cursors
-from stateroom.runtime.files import BATCH_SECONDS, file_not_found, file_too_large
+from stateroom.runtime.files.files import BATCH_SECONDS, file_not_found, file_too_large
 from stateroom.runtime.records import Held
 from stateroom.wire.batches import WINDOW_SECONDS, NewBatch
 

@@ -20,10 +20,10 @@ from stateroom import ids
 from stateroom.blobs.store import BlobMissing
 from stateroom.errors import NotFound
 from stateroom.journal.entries import Fact
-from stateroom.runtime.batch_files import BatchFile, BatchRequest, name_of, pieces_of, requests_left, write_files
-from stateroom.runtime.batch_lines import Examination, Outcome, Progress
-from stateroom.runtime.batch_notes import BatchNotes
-from stateroom.runtime.batch_state import UNFINISHED, Answer, Asked, Batch, BatchGone, BatchParts
+from stateroom.runtime.batches.files import BatchFile, BatchRequest, name_of, pieces_of, requests_left, write_files
+from stateroom.runtime.batches.lines import Examination, Outcome, Progress
+from stateroom.runtime.batches.notes import BatchNotes
+from stateroom.runtime.batches.state import UNFINISHED, Answer, Asked, Batch, BatchGone, BatchParts
 from stateroom.runtime.records import Held
 from stateroom.wire.batches import LineError, LineUsage, answered_line, error_code, usage_of
 

@@ -34,10 +34,10 @@ from stateroom.journal.entries import (
     kind_of,
 )
 from stateroom.journal.store import Append, Branch, Draft, Index, Journal
-from stateroom.runtime.files import COLLECTION as FILES
-from stateroom.runtime.files import FileState
-from stateroom.runtime.import_checks import HistoryCheck
-from stateroom.runtime.import_names import renamed, renamed_id
+from stateroom.runtime.files.files import COLLECTION as FILES
+from stateroom.runtime.files.files import FileState
+from stateroom.runtime.moving.checks import HistoryCheck
+from stateroom.runtime.moving.names import renamed, renamed_id
 from stateroom.runtime.records import Records
 from stateroom.settings import Limits
 from stateroom.wire import tar
