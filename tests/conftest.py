@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,6 +17,18 @@ from tests.acceptance.modelhost import ModelHost, Seen
 settings.register_profile("fixed", derandomize=True, print_blob=True)
 settings.register_profile("search", derandomize=False, print_blob=True)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """What a test that starts logging changes must not reach the next one."""
+    loggers = [logging.getLogger(name) for name in ("stateroom", "opentelemetry")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

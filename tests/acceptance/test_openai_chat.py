@@ -640,12 +640,12 @@ def test_a_stored_completion_goes_on_when_its_client_goes_away(client: OpenAI, m
 
 
 def test_one_that_is_being_made_can_be_deleted(client: OpenAI, model_host: ModelHost) -> None:
-    chunks = iter(ask(client, "gate: never 1\nsay: one two three", stream=True, store=True))
+    chunks = iter(ask(client, "gate: chat-stored 1\nsay: one two three", stream=True, store=True))
     identifier = next(chunks).id
     assert client.chat.completions.delete(identifier).deleted
     with pytest.raises(APIError, match="deleted"):
         list(chunks)
-    model_host.open_gate("never")
+    model_host.open_gate("chat-stored")
     with pytest.raises(NotFoundError):
         client.chat.completions.retrieve(identifier)
 

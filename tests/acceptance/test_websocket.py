@@ -107,11 +107,11 @@ def test_sixteen_responses_go_on_and_further_ones_wait(socket: Socket, seen: See
 
 def test_too_many_waiting_requests_are_refused(socket: Socket, seen: Seen) -> None:
     for _ in range(66):
-        socket.create("gate: crowd\nsay: x")
+        socket.create("gate: socket-crowd\nsay: x")
     refusal = next(event for event in iter(socket.next, None) if event["type"] == "error")
     assert (refusal["status"], refusal["error"]["code"]) == (429, "too_many_requests")
     assert refusal["error"]["headers"] == {"retry-after": "1"}
-    open_gate(seen, "crowd")
+    open_gate(seen, "socket-crowd")
     assert sum(socket.until_end()[-1]["type"] == "response.completed" for _ in range(65)) == 65
 
 
