@@ -29,6 +29,9 @@ def loggers_as_they_were() -> Iterator[None]:
         logger.setLevel(level)
         logger.propagate = propagate
         logger.handlers[:] = handlers
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("stateroom") and isinstance(logger, logging.Logger):
+            logger.disabled = False  # import-linter disables all that there are
 
 
 @pytest.fixture(scope="session")
