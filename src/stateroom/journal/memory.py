@@ -173,18 +173,15 @@ class MemoryJournal:
         mark = self._line(project, after) if after else None
         return [line.view() for line in _page(lines, ((after, mark), ("", None)), limit, False)]
 
-    async def ended_runs(
-        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
-    ) -> list[EndedRun]:
+    async def ended_runs(self, project: str, upto: int, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
         self._check_open()
-        mark = (after.ended_at, after.mark) if after is not None else (-1, -1)
         ended = [run for run in self._index.ended_runs() if run.project == project and run.ended_at <= upto]
-        return [run for run in ended if (run.ended_at, run.mark) > mark][:limit]
+        return [run for run in ended if run.mark > after][:limit]
 
     async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
         self._check_open()
         kept = [run for run in self._index.ended_runs() if self._lines[run.branch].frames.get(run.start)]
-        return sorted([run for run in kept if run.mark > after], key=lambda run: run.mark)[:limit]
+        return [run for run in kept if run.mark > after][:limit]
 
     async def needed(self, project: str, branch: str, since: int) -> int:
         self._check_open()

@@ -144,14 +144,14 @@ class MemoryIndex:
         return [rows.runs[start][1] for start in sorted(rows.runs)]
 
     def ended_runs(self) -> list[EndedRun]:
-        """All runs that have ended, in the order of their ends."""
+        """All runs that have ended, by age."""
         found = [
             EndedRun(rows.project, rows.name, start, run.end, rows.ends[start], rows.conversation is not None, age)
             for rows in self._branches.values()
             for start, (age, run) in rows.runs.items()
             if run.end != -1
         ]
-        return sorted(found, key=lambda run: (run.ended_at, run.mark))
+        return sorted(found, key=lambda run: run.mark)
 
     def needed(self, branch: str, head: int, since: int) -> int:
         """The last seq of a branch that its conversation or its runs need."""

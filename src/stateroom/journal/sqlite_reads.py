@@ -183,12 +183,10 @@ class SqliteReads:
             rows: Any = await self.in_thread(lambda far: far.execute(self._queries["branches_of"], asked).fetchall())
             return [Branch(*row) for row in rows]
 
-    async def ended_runs(
-        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
-    ) -> list[EndedRun]:
+    async def ended_runs(self, project: str, upto: int, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
         with TRANSLATED:
-            mark = (after.ended_at, after.mark) if after is not None else (-1, -1)
-            rows = self._rows("ended_runs", (self._project(project), upto, *mark, limit))
+            asked = (self._project(project), upto, after, limit)
+            rows: Any = await self.in_thread(lambda far: far.execute(self._queries["ended_runs"], asked).fetchall())
             return [_ended_run(mark, project, *row) for mark, *row in rows]
 
     async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:

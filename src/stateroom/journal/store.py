@@ -259,10 +259,8 @@ class Index(Protocol):
         """The branches of a project beyond the one named `after` ('' = from the beginning), oldest first."""
         ...
 
-    async def ended_runs(
-        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
-    ) -> list[EndedRun]:
-        """Runs that ended at `upto` (milliseconds) or before, beyond `after`, in the order of their ends."""
+    async def ended_runs(self, project: str, upto: int, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
+        """Runs that ended at `upto` (milliseconds) or before, beyond the mark `after`, oldest first."""
         ...
 
     async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:

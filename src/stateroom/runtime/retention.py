@@ -139,7 +139,7 @@ class Retention:
                 counts = await _all([self._erase_branch(project, branch, upto) for branch in some])
                 erased += sum(counts)
             await self._rest()
-            page = await self._index.ended_runs(project, upto, after=page[-1], limit=_PAGE)
+            page = await self._index.ended_runs(project, upto, after=page[-1].mark, limit=_PAGE)
         return erased
 
     async def _erase_branch(self, project: str, branch: str, upto: int) -> int:

@@ -135,9 +135,7 @@ class FaultyStore:
     async def branches(self, project: str, *, after: str = "", limit: int = 100) -> list[Branch]:
         return await self._read(self._inner.branches(project, after=after, limit=limit))
 
-    async def ended_runs(
-        self, project: str, upto: int, *, after: EndedRun | None = None, limit: int = 100
-    ) -> list[EndedRun]:
+    async def ended_runs(self, project: str, upto: int, *, after: int = 0, limit: int = 100) -> list[EndedRun]:
         return await self._read(self._inner.ended_runs(project, upto, after=after, limit=limit))
 
     async def kept_streams(self, *, after: int = 0, limit: int = 100) -> list[EndedRun]:

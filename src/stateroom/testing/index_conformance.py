@@ -265,7 +265,7 @@ async def the_branches_of_a_project_are_listed(stage: Stage) -> None:
     assert [branch.id for branch in await store.branches(OTHER)] == ["strange"]
 
 
-async def ended_runs_are_listed_by_their_ends(stage: Stage) -> None:
+async def ended_runs_are_listed_by_age(stage: Stage) -> None:
     store = stage.store
     await begin(store, "slow", [started("resp_slow", at=10)])
     await begin(store, "talk", [draft(ConversationCreated("conv")), *turn("resp_talk", at=30)])
@@ -282,15 +282,16 @@ async def ended_runs_are_listed_by_their_ends(stage: Stage) -> None:
     talk, slow = ("talk", 1, 3, 30, True), ("slow", 0, 1, 40, False)
     assert await ended(19) == []
     assert await ended(20) == [quick, same]
-    assert await ended(39) == [quick, same, talk]
-    assert await ended(40, limit=1) == [quick]
-    first = (await store.ended_runs(P, 40, limit=1))[0]
-    assert await ended(40, after=first) == [same, talk, slow]
+    assert await ended(39) == [talk, quick, same]
+    assert await ended(40) == [slow, talk, quick, same]
+    assert await ended(40, limit=1) == [slow]
+    first = (await store.ended_runs(P, 39, limit=1))[0].mark
+    assert await ended(40, after=first) == [quick, same]
     await store.redact(P, "quick", dict.fromkeys(range(3)), at=50)
-    assert await ended(40, after=first) == [same, talk, slow]
-    assert await ended(40) == [same, talk, slow]
+    assert await ended(40, after=first) == [same]
+    assert await ended(40) == [slow, talk, same]
     await store.append(Append(P, "talk", 3, [draft(ConversationDeleted("conv"))]))
-    assert await ended(30, after=first) == [same, ("talk", 1, 3, 30, False)]
+    assert await ended(30) == [("talk", 1, 3, 30, False), same]
     assert await store.projects() == [P, OTHER]
 
 
@@ -362,7 +363,7 @@ CASES: Final[tuple[Case, ...]] = (
     an_erased_run_is_not_found,
     a_rewritten_run_keeps_its_end,
     the_branches_of_a_project_are_listed,
-    ended_runs_are_listed_by_their_ends,
+    ended_runs_are_listed_by_age,
     a_branch_is_needed_as_far_as_what_lives_on_it,
     streams_are_listed_while_they_are_kept,
     an_erased_update_gives_way_to_the_one_before,

@@ -176,20 +176,19 @@ WHERE l.place > ? AND l.place <= ? ORDER BY l.place;
 SELECT ended FROM runs WHERE entry = (SELECT entry FROM places WHERE place = ?);
 
 -- name: ended_runs
--- Runs of a project, by its number, that ended up to a moment, beyond one of them, in the order of their ends.
+-- Runs of a project, by its number, that ended up to a moment, beyond one of them, by age. Reads the younger ones, too.
 SELECT r.entry, b.name, r.place & 0xffffffff, r.ended, r.ended_at,
   EXISTS (SELECT 1 FROM conversations c WHERE c.branch = r.place >> 32)
-FROM runs r INDEXED BY runs_by_end JOIN branches b ON b.id = r.place >> 32
-WHERE r.project = ?1 AND r.ended_at <= ?2 AND (r.ended_at, r.entry) > (?3, ?4)
-ORDER BY r.ended_at, r.entry LIMIT ?5;
+FROM runs r INDEXED BY runs_by_age CROSS JOIN branches b ON b.id = r.place >> 32
+WHERE r.project = ? AND r.ended_at <= ? AND r.entry > ? ORDER BY r.entry LIMIT ?;
 
 -- name: kept_streams
--- Runs that have ended and whose stream is kept, of every project, beyond a mark.
-SELECT s.id, p.name, b.name, s.run & 0xffffffff, r.ended, r.ended_at,
+-- Runs that have ended and whose stream is kept, of every project, beyond a mark, by their places.
+SELECT s.run, p.name, b.name, s.run & 0xffffffff, r.ended, r.ended_at,
   EXISTS (SELECT 1 FROM conversations c WHERE c.branch = s.run >> 32)
-FROM sealed s INDEXED BY sealed_kept JOIN places l ON l.place = s.run JOIN runs r ON r.entry = l.entry
+FROM sealed s INDEXED BY sealed_by_run CROSS JOIN places l ON l.place = s.run CROSS JOIN runs r ON r.entry = l.entry
 JOIN branches b ON b.id = s.run >> 32 JOIN projects p ON p.id = r.project
-WHERE s.last >= 0 AND s.id > ? AND r.ended IS NOT NULL ORDER BY s.id LIMIT ?;
+WHERE s.last >= 0 AND s.run > ? AND r.ended IS NOT NULL ORDER BY s.run LIMIT ?;
 
 -- name: branch_needs
 -- The last seq of a branch that its living conversation, an open run, or a run that ended after a moment needs.

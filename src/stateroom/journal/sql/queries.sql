@@ -117,7 +117,7 @@ SELECT first, last, body FROM frames WHERE run = ? AND last > ? AND first > ? OR
 
 -- name: read_sealed
 -- The packed events of a run when they end beyond an event.
-SELECT first, last, body FROM sealed WHERE run = ? AND last > ?;
+SELECT first, last, body FROM sealed WHERE run = ?1 AND last >= 0 AND last > ?2;
 
 -- name: drop_frames
 -- Forgets the batches of a run.
@@ -129,7 +129,7 @@ INSERT INTO sealed (run, first, last, body) VALUES (?, ?, ?, ?);
 
 -- name: drop_sealed
 -- Forgets the packed events of a run and gives their room back.
-DELETE FROM sealed WHERE run = ?;
+DELETE FROM sealed WHERE run = ? AND last >= 0;
 
 -- name: erase_sealed
 -- Overwrites the packed events of a run where they stand: one byte less, so that the row cannot outgrow its page.
