@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-PYTEST_OPTIONS ?= -n 2
+PYTEST_OPTIONS ?= -n 3 --dist worksteal
 ROUNDS         ?= 300
 SECONDS        ?= 30
 MINUTES        ?= 60
@@ -39,7 +39,7 @@ format: $(VENV)/.dev ## Rewrite the code in its own style
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-crash: $(VENV)/.dev ## Kill the server at every interesting point, ROUNDS times
+crash: $(VENV)/.dev ## Kill the server, and sandboxes, at every interesting point, ROUNDS times
 	@$(BIN)/python -m tests.simulation.crash --rounds $(ROUNDS)
 
 soak: $(VENV)/.dev ## MINUTES of mixed load with faults: does anything grow, stick, or stay behind?

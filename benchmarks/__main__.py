@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import profiling
-from benchmarks.measure import Cores, machine
+from benchmarks.measure import Cores, NotMeasured, machine
 from benchmarks.processes import Loader, ModelServer
 from benchmarks.profiles import PROFILES, profile
 from benchmarks.scenarios import FULL, QUICK, SCENARIOS, Bench, LoadFailed
@@ -57,6 +57,8 @@ def _measure(bench: Bench, names: list[str], target: Path | None) -> bool:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         try:
             rows += SCENARIOS[name](bench)
+        except NotMeasured as reason:
+            facts[name] = f"not measured: {reason}"
         except LoadFailed as failure:
             whole = False
             _print_failure(failure, bench.folder)

@@ -13,7 +13,12 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
+KIB = 1024
 MIB = 1024 * 1024
+
+
+class NotMeasured(Exception):
+    """A scenario needs what this machine does not have."""
 
 
 def cpu_seconds(pid: int) -> float:
@@ -44,14 +49,24 @@ def family_cpu_seconds(pid: int) -> float:
     return total
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and of all below it."""
+def resident_bytes(pid: int, *, alone: bool = False) -> int:
+    """Resident memory of a process and of all below it, unless it is to be `alone`."""
     total = 0
-    for each in family(pid):
+    for each in [pid] if alone else family(pid):
         with suppress(OSError):  # it has ended meanwhile
             status = Path(f"/proc/{each}/status").read_text()
             total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
     return total
+
+
+def held_bytes(pids: list[int]) -> tuple[int, str]:
+    """Memory of processes, with what several hold divided among them where that may be read; and which it is."""
+    try:
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    except PermissionError:  # of another user, or shut off
+        return sum(resident_bytes(pid, alone=True) for pid in pids), "resident"
+    lines = [line for text in texts for line in text.splitlines()]
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), "PSS"
 
 
 def disk_bytes(folder: Path) -> int:

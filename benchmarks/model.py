@@ -3,7 +3,8 @@
     python -m benchmarks.model
 
 prints `listening on http://127.0.0.1:PORT`. What it answers is decided by the model's name alone, see MODELS; the
-prompt tokens it reports are the bytes of the request, so that a client can read how long the prompt was.
+prompt tokens it reports are the bytes of the request, so that a client can read how long the prompt was. TOLD does
+what the control words of the last user message say.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.texts import ANSWER_CHARACTERS, pieces, texts
-from stateroom.testing.script import ChatRequest, Reply, Script
+from stateroom.testing.script import ChatRequest, Reply, Script, obey
 from stateroom.testing.scripted import ScriptedServer
 
 BURST_CHUNKS: Final = 500
@@ -43,6 +44,7 @@ SHORT: Final = "short"
 BURST: Final = "burst"
 PACED: Final = "paced"
 PACED_BRIEFLY: Final = "paced-briefly"
+TOLD: Final = "told"
 MODELS: Final = {
     TYPICAL: Model(ANSWER_CHARACTERS),
     SHORT: Model(16),
@@ -62,6 +64,8 @@ class Answers:
         }
 
     def reply(self, request: ChatRequest) -> Reply:
+        if request.model == TOLD:
+            return obey(request)
         model = MODELS[request.model]
         chunks = next(self._pools[request.model])
         # A whole answer comes at once: its pause would only make the load idle.
@@ -75,7 +79,7 @@ def _usage(prompt: int, completion: int) -> dict[str, Any]:
 
 async def _serve() -> None:
     server = ScriptedServer(
-        Script(respond=Answers().reply, keep=0), models=tuple(MODELS), strict_models=True, delay=0.0
+        Script(respond=Answers().reply, keep=0), models=(*MODELS, TOLD), strict_models=True, delay=0.0
     )
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

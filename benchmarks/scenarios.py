@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from benchmarks import model
+from benchmarks.content import content
 from benchmarks.dialogues import LoadFailed, Surface
 from benchmarks.load import Order, Outcome
 from benchmarks.measure import MIB, Cores, disk_bytes, import_seconds, resident_bytes
@@ -19,6 +20,7 @@ from benchmarks.processes import Loader, ModelServer, Server
 from benchmarks.restarts import first_answer_seconds, killed_and_resumed
 from benchmarks.sockets import sockets
 from benchmarks.table import Row, number, spread
+from benchmarks.workspaces import workspaces
 
 TURN_LEVELS: Final = (1, 16, 64)
 PACED_LEVELS: Final = (1, 16, 64)
@@ -41,6 +43,12 @@ class Scale(msgspec.Struct, frozen=True):
     starts: int
     idle_sockets: int
     socket_streams: int
+    commits: int
+    """Of the content store."""
+    large_mib: int
+    """Its large file."""
+    idle_seconds: float
+    """For which live workspaces are watched."""
 
 
 FULL: Final = Scale(
@@ -54,6 +62,9 @@ FULL: Final = Scale(
     starts=5,
     idle_sockets=2000,
     socket_streams=64,
+    commits=50,
+    large_mib=200,
+    idle_seconds=10.0,
 )
 QUICK: Final = Scale(
     repeats=1,
@@ -66,6 +77,9 @@ QUICK: Final = Scale(
     starts=1,
     idle_sockets=200,
     socket_streams=8,
+    commits=5,
+    large_mib=20,
+    idle_seconds=2.0,
 )
 
 
@@ -321,6 +335,8 @@ SCENARIOS: Final[dict[str, Callable[[Bench], Iterator[Row]]]] = {
     "start": start,
     "kill": kill,
     "sockets": sockets,
+    "content": content,
+    "workspaces": workspaces,
 }
 
 __all__ = ["FULL", "QUICK", "SCENARIOS", "Bench", "LoadFailed", "Scale"]

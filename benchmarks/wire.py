@@ -25,12 +25,19 @@ class Connection(asyncio.Protocol):
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and whole body of the answer, also when it is a stream."""
         assert self._transport is not None
+        if not self.is_open:
+            raise ConnectionError("the server has closed the connection, which was idle for too long")
         self._answer = asyncio.get_running_loop().create_future()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
         )
         self._transport.write(head.encode() + b"\r\n\r\n" + body)
         return await self._answer
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has kept it until now."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         if self._transport is not None:

@@ -94,6 +94,19 @@ Counters begin at 0 with each start of the server.
 This page is made from the source by `docs/generate.py`.
 """
 
+_SECTIONS = (
+    "limits",
+    "project",
+    "projects",
+    "retention",
+    "embedded",
+    "embeddings",
+    "workspaces",
+    "mcp",
+    "policy",
+    "telemetry",
+)
+
 TITLES = {
     "Settings": "## The server",
     "BackendSettings": "## `[[backends]]`",
@@ -101,6 +114,9 @@ TITLES = {
     "RetentionSettings": "## `[project.retention]`",
     "EmbeddedSettings": "## `[embedded]`",
     "EmbeddingsSettings": "## `[embeddings]`",
+    "WorkspaceSettings": "## `[workspaces]`",
+    "McpSettings": "## `[mcp]`",
+    "PolicyRule": "## `[[policy]]`",
     "TelemetrySettings": "## `[telemetry]`",
     "Limits": "## `[limits]`",
 }
@@ -116,6 +132,9 @@ def pages() -> dict[str, str]:
         "RetentionSettings",
         "EmbeddedSettings",
         "EmbeddingsSettings",
+        "WorkspaceSettings",
+        "McpSettings",
+        "PolicyRule",
         "TelemetrySettings",
     )
     sections = [f"{TITLES[name]}\n\n{_about(classes[name])}\n\n{_table(classes[name])}" for name in order]
@@ -199,7 +218,7 @@ def _table(node: ast.ClassDef) -> str:
         about = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             about = " ".join(str(following.value.value).split()).replace("|", "\\|")
-        if field.target.id in ("limits", "project", "projects", "retention", "embedded", "embeddings", "telemetry"):
+        if field.target.id in _SECTIONS:
             continue
         default = _plain(ast.unparse(field.value)) if field.value is not None else "required"
         choices = _choices(field.annotation)

@@ -17,17 +17,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stateroom import ids
 from stateroom.access import keys as access_keys
-from stateroom.access.addresses import is_loopback
 from stateroom.access.keys import KeyRing, open_keys
 from stateroom.access.outbound import FILE_CODES, OutboundGuard
+from stateroom.access.policy import Policy
 from stateroom.access.rates import Allowance, Rates
-from stateroom.access.sealing import Sealer, load_key
+from stateroom.access.sealing import Sealer, derived_key, load_key
+from stateroom.addresses import is_loopback
 from stateroom.api.batch_lines import Handler, LineAnswers
 from stateroom.api.batches import BatchesApi
 from stateroom.api.chat import ChatApi
 from stateroom.api.chat_surface import ChatSurface
 from stateroom.api.compaction import CompactionApi
 from stateroom.api.completions import CompletionsApi
+from stateroom.api.containers import ContainersApi
 from stateroom.api.conversations import ConversationsApi
 from stateroom.api.direct import Direct
 from stateroom.api.edge import Edge
@@ -42,23 +44,20 @@ from stateroom.api.observed import Observed
 from stateroom.api.openapi import PUBLIC, OpenApi
 from stateroom.api.responses import ResponsesApi
 from stateroom.api.run_events import RunEventsApi
+from stateroom.api.skills import SkillsApi
 from stateroom.api.sockets import Sockets
 from stateroom.api.surface import ResponsesSurface
 from stateroom.api.uploads import UploadsApi
 from stateroom.api.webhooks import WebhooksApi
 from stateroom.blobs.directory import open_directory
 from stateroom.blobs.hold import HeldBlobs
+from stateroom.building import build_backends, build_embeddings, build_workspaces, open_content, workspace_readings
 from stateroom.clock import SystemClock
 from stateroom.errors import StateroomError
 from stateroom.journal.layout import BLOBS, JOURNAL, SECRET
 from stateroom.journal.lock import lock_directory
 from stateroom.journal.memory import MemoryJournal
 from stateroom.journal.sqlite import SqliteJournal, open_sqlite
-from stateroom.models.backend import Backend
-from stateroom.models.dialects import server_backend
-from stateroom.models.embedding_models import EmbeddingModels, Source
-from stateroom.models.embeddings import Embedder, OpenAIEmbedder
-from stateroom.models.emulation import ToolEmulation
 from stateroom.models.router import Router
 from stateroom.runtime.batches.batches import Batches
 from stateroom.runtime.batches.places import Places
@@ -69,6 +68,12 @@ from stateroom.runtime.chat_completions import ChatCompletions
 from stateroom.runtime.compaction import Compactor
 from stateroom.runtime.compactions import Compactions
 from stateroom.runtime.completions import Completer
+from stateroom.runtime.containers.commands import ContainerCommands
+from stateroom.runtime.containers.commits import ContainerCommits
+from stateroom.runtime.containers.containers import ContainerParts, Containers
+from stateroom.runtime.containers.files import ContainerFiles
+from stateroom.runtime.containers.of_runs import RunContainers
+from stateroom.runtime.containers.upkeep import ContainerUpkeep
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.dispatch import LocalDispatcher
 from stateroom.runtime.erasure import Erasure
@@ -77,6 +82,7 @@ from stateroom.runtime.files.files import Files
 from stateroom.runtime.files.inputs import FileInputs
 from stateroom.runtime.files.uploads import Uploads
 from stateroom.runtime.generate import Generator
+from stateroom.runtime.hosted_calls import HostedCalls
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.leases import LeaseKeeper
@@ -86,16 +92,24 @@ from stateroom.runtime.moving.imports import Importer
 from stateroom.runtime.records import Records
 from stateroom.runtime.retention import Retention
 from stateroom.runtime.runs import Runs
+from stateroom.runtime.skills.mounting import SkillMounting
+from stateroom.runtime.skills.skills import Skills
 from stateroom.runtime.watch import RunWatch
 from stateroom.runtime.webhooks import Webhooks
 from stateroom.runtime.worker import Worker
 from stateroom.runtime.writer import Flusher
-from stateroom.settings import BackendSettings, ProjectSettings, Settings
-from stateroom.telemetry.exposition import Exposition
+from stateroom.settings import ProjectSettings, Settings
+from stateroom.telemetry.exposition import Exposition, Read
 from stateroom.telemetry.instruments import Instruments
 from stateroom.telemetry.logs import AccessLog
 from stateroom.telemetry.spans import Tracer
 from stateroom.telemetry.tracing import start_tracing
+from stateroom.tools.apply_patch import ApplyPatchTool
+from stateroom.tools.code_interpreter import CodeInterpreterTool
+from stateroom.tools.mcp.hosted import McpTool
+from stateroom.tools.mcp.servers import McpServers
+from stateroom.tools.program.engine import Programs
+from stateroom.tools.shell import ShellTool
 from stateroom.tools.tool import Tool
 from stateroom.wire.embeddings import EmbeddingBounds
 from stateroom.wire.requests import Bounds
@@ -138,7 +152,9 @@ class Application:
             if wrap_journal is not None:
                 self.journal = wrap_journal(self.journal)
             self.blobs = open_directory(data / BLOBS, durability=settings.durability)
-            sealer = Sealer(load_key(data / SECRET))
+            self.content = open_content(data, settings)
+            secret = load_key(data / SECRET)
+            sealer = Sealer(secret)
             self.keys = KeyRing(open_keys(data / access_keys.FILE, clock=clock))
         except BaseException:
             self._lock.release()
@@ -173,6 +189,11 @@ class Application:
         self.records = Records(self.journal, self.journal, self.blobs, held, clock)
         self.files = Files(self.records, self.blobs, held, bytes_max=limits.file_bytes)
         self.uploads = Uploads(self.records, self.files, self.blobs)
+        self.skills = Skills(self.records, self.blobs, held, clock, limits, data)
+        self.mounting = SkillMounting(self.skills, limits.skill_bytes)
+        self.containers = self._containers(data, sealer, clock)
+        self.run_containers = RunContainers(self.containers)
+        self.commands = ContainerCommands(self.containers, Policy(settings.policy))
         self.exporter = Exporter(
             self.journal, self.journal, self.blobs, self.files, sealer, history_bytes=limits.export_history_bytes
         )
@@ -196,8 +217,25 @@ class Application:
         inputs = Inputs(self.journal, self.journal, self.blobs, held, guard, sealer, limits, file_inputs)
         self.erasure = Erasure(self.journal, self.journal, self.blobs, held, self.branches, clock)
         generator = Generator(self.router, self.blobs, sealer, limits, clock)
-        hosted = {tool.type: tool for tool in tools}
-        surface, chat = ResponsesSurface(hosted), ChatSurface(hosted)
+        self.mcp = McpServers(guard, settings.mcp)
+        self.workspaces.on_end.append(self.mcp.leave)
+        mcp = McpTool(self.mcp)
+        places = settings.workspaces
+        working = (ShellTool(places), CodeInterpreterTool(places), ApplyPatchTool()) if places.driver != "none" else ()
+        hosted = {tool.type: tool for tool in (*tools, mcp, *working)}
+        programs = Programs(derived_key(secret, "programs"))
+        surface, chat = ResponsesSurface(hosted, programs), ChatSurface(hosted)
+        calls = HostedCalls(
+            hosted,
+            policy=Policy(settings.policy),
+            containers=self.run_containers,
+            lister=mcp,
+            open_tools=inputs.opened,
+            held=held,
+            instruments=instruments,
+            programs=programs,
+            clock=clock,
+        )
         self.runs = Runs(
             journal=self.journal,
             ephemeral=ephemeral,
@@ -210,6 +248,7 @@ class Application:
             surfaces={surface.name: surface, chat.name: chat},
             limits=limits,
             rates=self.rates,
+            hosted=calls,
         )
         compactor = Compactor(generator, self.router, sealer, clock)
         self.retention = Retention(
@@ -221,8 +260,16 @@ class Application:
             clock=clock,
             of_project=lambda project: self._project(project).retention,
         )
+        self.upkeep = ContainerUpkeep(
+            self.containers,
+            self.journal,
+            self.journal,
+            clock,
+            of_project=lambda project: self._project(project).retention,
+        )
+        self.erasure.on_erased.append(self.upkeep.erased)
         self.webhooks = Webhooks(self.records, guard, sealer, clock)
-        worker = Worker(generator, compactor, hosted, limits, self.runs.steering, self.webhooks, instruments)
+        worker = Worker(generator, compactor, calls, limits, self.runs.steering, self.webhooks)
         self.dispatcher = self.runs.dispatcher = LocalDispatcher(
             worker,
             runs_max=limits.runs,
@@ -279,6 +326,15 @@ class Application:
             *BatchesApi(self.batches, self.idempotency).routes(),
             *FilesApi(self.files, self.idempotency).routes(),
             *UploadsApi(self.uploads, self.files, self.idempotency, limits).routes(),
+            *ContainersApi(
+                self.containers,
+                ContainerFiles(self.containers, self.files, self.blobs),
+                ContainerCommits(self.containers),
+                self.commands,
+                self.idempotency,
+                limits,
+            ).routes(),
+            *SkillsApi(self.skills, self.idempotency, limits).routes(),
             *WebhooksApi(self.webhooks, self.idempotency).routes(),
             *models.routes(),
         ]
@@ -319,7 +375,7 @@ class Application:
         return Observed(edge, self.instruments, self.routes, access_log)
 
     def _exposition(self) -> Exposition:
-        gauges: dict[str, Callable[[], float]] = {
+        gauges: dict[str, Read] = {
             "stateroom_sockets_active": lambda: self.sockets.count,
             "stateroom_runs_active": lambda: self.dispatcher.count - self.dispatcher.waiting,
             "stateroom_runs_waiting": lambda: self.dispatcher.waiting,
@@ -327,6 +383,8 @@ class Application:
             "stateroom_context_bytes": lambda: self.branches.size,
             "stateroom_webhooks_pending": lambda: self.webhooks.pending,
             "stateroom_batches_active": lambda: self.batches.count,
+            "stateroom_mcp_connections": lambda: self.mcp.count,
+            **workspace_readings(self.workspaces),
         }
         return Exposition(self.instruments, self.journal.meter, gauges, version("stateroom"))
 
@@ -346,6 +404,15 @@ class Application:
             )
         )
 
+    def _containers(self, data: Path, sealer: Sealer, clock: SystemClock) -> Containers:
+        live = self.workspaces = build_workspaces(self.settings, data, self.content, clock, self.instruments.workspaces)
+        self.skills.folders.mounted = live.mounted
+        return Containers(
+            ContainerParts(
+                self.records, self.files, self.content, live, sealer, self.settings.workspaces, self.mounting
+            )
+        )
+
     def _project(self, name: str) -> ProjectSettings:
         return self.settings.projects.get(name, self.settings.project)
 
@@ -358,10 +425,13 @@ class Application:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.router.refresh(), BACKENDS_SECONDS)
         await self.webhooks.start()
+        await self.skills.folders.start()
+        await self.upkeep.start()
         recovered = await self.runs.recover()
         await self.batches.start()
         self.leases.start()
         self.dispatcher.at(0.0, self.retention.run)
+        self.dispatcher.at(0.0, self.upkeep.run)
         if recovered:
             log.info("runs.recovered count=%d", recovered)
 
@@ -375,12 +445,15 @@ class Application:
             self.dispatcher.close(seconds, self.hurrying), self.completer.close(seconds, self.hurrying)
         )
         await self.batches.close()
+        await self.mcp.close()
         await self.webhooks.close()
+        await self.workspaces.close()
         await self.leases.close()
         for backend in self.backends:
             await backend.close()
         await self.embeddings.close()
         await self.journal.close()
+        await self.content.close()
         if self.instruments.tracer is not None:
             await asyncio.to_thread(self.instruments.tracer.close)
         self.keys.close()
@@ -397,48 +470,3 @@ class Application:
             self.fenced = True
             log.error("server.fenced another server has taken over %s; this one stops", self.settings.data)
             self.stopping.set()
-
-
-def build_backends(
-    settings: Settings, progress: Callable[[str], None] | None, instruments: Instruments | None = None
-) -> list[Backend]:
-    """The configured model servers, or the embedded engine when there are none."""
-    if not settings.backends:
-        from stateroom.models.embedded import EmbeddedBackend  # lazy: only a server without backends needs it
-
-        embedded = EmbeddedBackend(settings.embedded, progress=progress, instruments=instruments)
-        embedded.start()  # it loads in the background, while the rest starts
-        return [embedded]
-    return [_build_backend(each, instruments) for each in settings.backends]
-
-
-def build_embeddings(settings: Settings, router: Router, instruments: Instruments | None = None) -> EmbeddingModels:
-    """The server for embeddings, what the backends make of them, and the embedded model. None of them is started."""
-    sources: list[Source] = []
-    own = settings.embeddings
-    if own.url:
-        server = BackendSettings(url=own.url, name="embeddings", key_env=own.key_env, models=own.models)
-        sources.append(Source(_build_embedder(server, instruments), own.models))
-    backends: dict[str, Embedder] = {}
-    for each in settings.backends:
-        embedder = _build_embedder(each, instruments)
-        backends.setdefault(embedder.name, embedder)
-        if each.embedding_models:
-            sources.append(Source(embedder, each.embedding_models))
-    if own.embedded:
-        from stateroom.models.embedded_minilm import EmbeddedEmbedder  # lazy: only a server that offers it needs it
-
-        sources.append(Source(EmbeddedEmbedder(settings.embedded)))
-    return EmbeddingModels(
-        sources, router, backends, default_model=own.default_model, unknown_models=settings.unknown_models
-    )
-
-
-def _build_embedder(settings: BackendSettings, instruments: Instruments | None) -> Embedder:
-    return OpenAIEmbedder(settings, os.environ.get(settings.key_env) if settings.key_env else None, instruments)
-
-
-def _build_backend(settings: BackendSettings, instruments: Instruments | None) -> Backend:
-    key = os.environ.get(settings.key_env) if settings.key_env else None
-    backend = server_backend(settings, key, instruments)
-    return ToolEmulation(backend) if settings.tools == "emulate" else backend

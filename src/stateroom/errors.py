@@ -15,6 +15,9 @@ StateroomError
 │   ├── BackendUnavailable  503  it cannot be reached or is still loading
 │   ├── BackendTimeout      504  it went silent
 │   └── BackendFailed       502  it broke off or answered nonsense
+├── WorkspaceError          the sandbox's fault
+│   ├── NoSandbox           503  nothing on this machine isolates, or it is switched off: hosted tools are refused
+│   └── SandboxFailed       503  it could not be started, or died
 └── StorageError            the disk's or the data's fault
     ├── StorageFull         503  no room left: nothing of this request was kept
     ├── JournalDamaged      500  the file fails its checks; refuse to run on it
@@ -161,6 +164,31 @@ class BackendTimeout(BackendError):
 class BackendFailed(BackendError):
     status = 502
     code = "backend_failed"
+
+
+class WorkspaceError(StateroomError):
+    status = 503
+    code = "sandbox_failed"
+
+
+class NoSandbox(WorkspaceError):
+    code = "no_sandbox"
+
+
+class SandboxFailed(WorkspaceError):
+    pass
+
+
+class SandboxDied(SandboxFailed):
+    """In the middle of something: nobody can say how much of it took place."""
+
+    code = "sandbox_died"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "The outcome of this call is unknown: its sandbox came to an end while it was being carried out "
+            f"({reason}), and it may or may not have taken effect. It was not repeated. Check before calling it again."
+        )
 
 
 class StorageError(StateroomError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import uvicorn
 
-from stateroom.access.addresses import is_loopback
+from stateroom.addresses import is_loopback
 from stateroom.api.connection import bounded, make_room
 from stateroom.api.websocket import PING_SECONDS, PONG_SECONDS, BoundedWebSocket
 from stateroom.app import Application

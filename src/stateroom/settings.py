@@ -93,6 +93,20 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Files of one request that have to be turned into text; those that were before do not count."""
     file_seconds: Seconds = 30.0
     """Turning the files of one request into text; also downloading one of them, redirects included."""
+    skill_bytes: Count = 50 * 1024 * 1024
+    """One skill as it is sent: a zip, or its files together."""
+    skill_files: Count = 500
+    """Files of a skill."""
+    skill_file_bytes: Count = 25 * 1024 * 1024
+    """One of them, unpacked."""
+    skill_unpacked_bytes: Count = 200 * 1024 * 1024
+    """All of them."""
+    skill_ratio: Count = 200
+    """How many times as large as its zip a skill may be when it is unpacked; below 1 MiB it does not matter."""
+    skill_versions: Count = 1_000
+    """Versions of one skill."""
+    skill_cache_bytes: Count = 1024 * 1024 * 1024
+    """Unpacked skills that are kept for the next sandbox; those that are in use stay in any case."""
     import_bytes: Count = 1024 * 1024 * 1024
     """One file of `/v1/conversations/import`."""
     export_history_bytes: Count = 64 * 1024 * 1024
@@ -142,6 +156,8 @@ class RetentionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Streams of responses, to be read again, from the response's end. The response itself stays. 0: as long as it."""
     files_days: SecondsOrNone = 0.0
     """Files, from their upload; one's own `expires_after` may be earlier. 0: for ever."""
+    containers_days: SecondsOrNone = 0.0
+    """Containers with their files, from their last use. 0: for ever."""
 
 
 class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,6 +198,89 @@ class EmbeddingsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Offer the embedded embedding model, which is started with the first request for it."""
     default_model: str = ""
     """Serves unknown names; empty: the first of the server's, of the backends' `embedding_models`, the embedded one."""
+
+
+class WorkspaceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where hosted tools (shell, code interpreter, ...) work."""
+
+    driver: Literal["auto", "bubblewrap", "landlock", "docker", "podman", "none"] = "auto"
+    """What keeps their processes in. auto: bubblewrap, or landlock where that cannot work. none: no hosted tools."""
+    unsafe: bool = False
+    """Run them with no isolation at all where nothing isolates: they can then read and do whatever the server can."""
+    image: str = ""
+    """Container image, for `docker` and `podman`."""
+    python: str = ""
+    """Python for the code interpreter and for what a shell calls `python3`; empty: the system's, else the server's."""
+    live: Count = 32
+    """Workspaces with processes at the same time; the one idle for longest makes room for the next."""
+    idle_minutes: Seconds = 20.0
+    """How long processes stay when nobody asks for them, unless the container says otherwise. Files stay."""
+    folders: CountOrNone = 128
+    """Directories of workspaces without processes that are kept at hand; others come back from the content store."""
+    commits: CountOrNone = 0
+    """Commits that a container keeps; the oldest go first, and nothing continues from them. 0: all."""
+    memory_bytes: Count = 1024 * 1024 * 1024
+    """Memory of a workspace whose container names none; `memory_limit` may ask for up to `memory_bytes_max`."""
+    memory_bytes_max: Count = 4 * 1024 * 1024 * 1024
+    """More than this is not given, whatever `memory_limit` says."""
+    disk_bytes: Count = 4 * 1024 * 1024 * 1024
+    """Files of one workspace."""
+    files: Count = 100_000
+    """How many of them."""
+    processes: Count = 256
+    """Processes and threads of one workspace."""
+    command_seconds: Seconds = 120.0
+    """How long a command or cell may take that names no limit."""
+    command_seconds_max: Seconds = 1800.0
+    """How long one may take at all."""
+    output_bytes: Count = 1024 * 1024
+    """Output of one cell, or of the commands of one call, that is kept; of what is longer the middle is left out."""
+    state_bytes: Count = 256 * 1024 * 1024
+    """Variables of an interpreter that are kept."""
+    state_seconds: Seconds = 2.0
+    """How long keeping them may take."""
+    egress_domains: tuple[str, ...] = ("*",)
+    """Domains that a container's allow-list may name at all; `*` for all of them, `*.example.com` for those below."""
+
+
+class McpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How MCP servers that clients name are called."""
+
+    connect_seconds: Seconds = 15.0
+    """Longest wait for a connection and the handshake on it."""
+    list_seconds: Seconds = 30.0
+    """Longest wait for the list of a server's tools."""
+    call_seconds: Seconds = 120.0
+    """Longest wait for what comes of a call, unless the client's `timeout_seconds` says otherwise."""
+    call_seconds_max: Seconds = 600.0
+    """More than this is not given."""
+    idle_seconds: Seconds = 60.0
+    """How long a connection that nobody uses is kept."""
+    connections: Count = 64
+    """Connections at the same time; the one idle for longest makes room for the next."""
+    response_bytes: Count = 8 * 1024 * 1024
+    """Size of one answer. Of one event of the older SSE transport: 1 MiB at most."""
+    output_bytes: Count = 256 * 1024
+    """What the model is told of it; the middle of what is longer is left out."""
+    tools: Count = 256
+    """Tools of one server."""
+    schemas_bytes: Count = 1024 * 1024
+    """Their names, descriptions and schemas together."""
+
+
+class PolicyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rule of `[[policy]]`: the first that matches a hosted tool call decides."""
+
+    decision: Literal["allow", "ask", "deny"]
+    """ask: the call waits for an approval of the client."""
+    tool: str = "*"
+    """Tool, with `*` for anything: `shell`, `code_interpreter`, `apply_patch`, `mcp.LABEL.NAME`."""
+    arguments: str = ""
+    """Regular expression that is searched for in the call's arguments, or one of its commands; empty: any."""
+    project: str = "*"
+    """For which project."""
+    reason: str = ""
+    """Told to the model and the client."""
 
 
 class TelemetrySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -225,4 +324,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     projects: dict[str, ProjectSettings] = {}
     embedded: EmbeddedSettings = EmbeddedSettings()
     embeddings: EmbeddingsSettings = EmbeddingsSettings()
+    workspaces: WorkspaceSettings = WorkspaceSettings()
+    mcp: McpSettings = McpSettings()
+    policy: tuple[PolicyRule, ...] = ()
     telemetry: TelemetrySettings = TelemetrySettings()

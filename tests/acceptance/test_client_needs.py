@@ -151,7 +151,6 @@ REPLAYED: dict[str, dict[str, Any]] = {
         "name": "t",
         "arguments": "{}",
     },
-    "an approval": {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True},
     "an MCP call": {
         "type": "mcp_call",
         "id": "mcp_1",

@@ -45,6 +45,9 @@ def form(name: str, **fields: str) -> bytes:
     return ("".join(parts) + file).encode()
 
 
+SKILL = form("files").replace(b"a.txt", b"SKILL.md").replace(b"secret", b"---\nname: a\ndescription: secret\n---\n")
+
+
 def with_file(part: Any) -> dict[str, Any]:
     return {"model": "scripted", "input": [{"role": "user", "content": [part]}]}
 
@@ -78,9 +81,31 @@ ROUTES: dict[str, list[Any]] = {
     "GET /v1/files/{file_id}": [None],
     "GET /v1/files/{file_id}/content": [None],
     "DELETE /v1/files/{file_id}": [None],
+    "GET /v1/containers/{container_id}": [None],
+    "DELETE /v1/containers/{container_id}": [None],
+    "POST /v1/containers/{container_id}/files": [form("file"), {"file_id": "<file_id>"}],
+    "GET /v1/containers/{container_id}/files": [None],
+    "GET /v1/containers/{container_id}/files/{container_file_id}": [None],
+    "DELETE /v1/containers/{container_id}/files/{container_file_id}": [None],
+    "GET /v1/containers/{container_id}/files/{container_file_id}/content": [None],
+    "GET /v1/containers/{container_id}/commits": [None],
+    "GET /v1/containers/{container_id}/commits/{commit_id}/diff": [None],
+    "GET /v1/containers/{container_id}/archive": [None],
+    "POST /v1/containers/{container_id}/restore": [{"commit": "<commit_id>"}],
+    "POST /v1/containers/{container_id}/fork": [NOTHING, {"commit": "<commit_id>"}],
+    "POST /v1/containers/{container_id}/exec": [{"command": "ls"}],
     "POST /v1/uploads/{upload_id}/parts": [form("data")],
     "POST /v1/uploads/{upload_id}/complete": [{"part_ids": ["<part_id>"]}],
     "POST /v1/uploads/{upload_id}/cancel": [None],
+    "GET /v1/skills/{skill_id}": [None],
+    "POST /v1/skills/{skill_id}": [{"default_version": "<version>"}],
+    "DELETE /v1/skills/{skill_id}": [None],
+    "GET /v1/skills/{skill_id}/content": [None],
+    "POST /v1/skills/{skill_id}/versions": [SKILL],
+    "GET /v1/skills/{skill_id}/versions": [None],
+    "GET /v1/skills/{skill_id}/versions/{version}": [None],
+    "DELETE /v1/skills/{skill_id}/versions/{version}": [None],
+    "GET /v1/skills/{skill_id}/versions/{version}/content": [None],
     "GET /v1/batches/{batch_id}": [None],
     "POST /v1/batches/{batch_id}/cancel": [None],
     "GET /v1/webhook_endpoints/{webhook_endpoint_id}": [None],
@@ -115,17 +140,21 @@ ROUTES: dict[str, list[Any]] = {
     "POST /v1/batches": [
         {"input_file_id": "<file_id>", "endpoint": "/v1/responses", "completion_window": "24h"},
     ],
+    "POST /v1/containers": [{"name": "c", "file_ids": ["<file_id>"]}],
     "POST /v1/conversations/{conversation_id}/fork": [NOTHING],
     # Lists: a stranger's are empty.
     "GET /v1/responses": ["list"],
     "GET /v1/conversations": ["list"],
     "GET /v1/chat/completions": ["list"],
     "GET /v1/files": ["list"],
+    "GET /v1/skills": ["list"],
     "GET /v1/batches": ["list"],
+    "GET /v1/containers": ["list"],
     "GET /v1/webhook_endpoints": ["list"],
     "GET /v1/webhook_deliveries": ["list"],
     # Nobody's in particular: nothing that a project has is named there.
     "POST /v1/files": [],
+    "POST /v1/skills": [],
     "POST /v1/conversations/import": [],
     "POST /v1/uploads": [],
     "POST /v1/webhook_endpoints": [],
@@ -152,11 +181,20 @@ OWN_PLACES: dict[str, list[Any]] = {
         {"after_item_id": "<item_id>"},
         {"response_id": "<response_id>"},
     ],
+    "POST /v1/containers/<own.container_id>/files": [{"file_id": "<file_id>"}],
+    "GET /v1/containers/<own.container_id>/files/{container_file_id}": [None],
+    "GET /v1/containers/<own.container_id>/commits/{commit_id}/diff": [None],
+    "GET /v1/containers/<own.container_id>/files?commit={commit_id}": [None],
+    "POST /v1/containers/<own.container_id>/restore": [{"commit": "<commit_id>"}],
+    "POST /v1/containers/<own.container_id>/fork": [{"commit": "<commit_id>"}],
+    "GET /v1/containers?after={container_id}": ["list"],
     "GET /v1/conversations?after={conversation_id}": ["list"],
     "GET /v1/responses?after={response_id}": ["list"],
     "GET /v1/responses/<own.response_id>/input_items?after={item_id}": [None],
     "GET /v1/conversations/<own.conversation_id>/items?after={item_id}": [None],
     "GET /v1/files?after={file_id}": ["list"],
+    "GET /v1/skills?after={skill_id}": ["list"],
+    "GET /v1/skills/<own.skill_id>/versions?after={skill_version_id}": [None],
     "GET /v1/batches?after={batch_id}": ["list"],
     "GET /v1/webhook_endpoints?after={webhook_endpoint_id}": ["list"],
 }
@@ -212,20 +250,32 @@ async def things(owner: Someone) -> dict[str, str]:
     file = await owner.make("/v1/files", form("file", purpose="user_data"))
     upload = await owner.make("/v1/uploads", UPLOAD)
     part = await owner.make(f"/v1/uploads/{upload['id']}/parts", form("data"))
+    skill = await owner.make("/v1/skills", SKILL)
+    version = await owner.make(f"/v1/skills/{skill['id']}/versions", SKILL)
     hook = await owner.make("/v1/webhook_endpoints", HOOK)
     requests = await owner.make("/v1/files", form("file", purpose="batch"))
     asked = {"input_file_id": requests["id"], "endpoint": "/v1/responses", "completion_window": "24h"}
     batch = await owner.make("/v1/batches", asked)
+    container = await owner.make("/v1/containers", {"name": "c"})
+    path = f"/v1/containers/{container['id']}"
+    held = await owner.make(f"{path}/files", form("file"))
+    commits = await owner.ask("GET", f"{path}/commits")
     return {
+        "container_id": container["id"],
+        "container_file_id": held["id"],
+        "commit_id": commits.json["data"][0]["id"],
         "batch_id": batch["id"],
         "file_id": file["id"],
         "upload_id": upload["id"],
         "part_id": part["id"],
+        "skill_id": skill["id"],
+        "skill_version_id": version["id"],
         "webhook_endpoint_id": hook["id"],
         "conversation_id": conversation["id"],
         "item_id": items.json["data"][0]["id"],
         "response_id": response["id"],
         "completion_id": completion["id"],
+        "version": "1",  # the last, since it is a part of ids
     }
 
 

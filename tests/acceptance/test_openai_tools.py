@@ -242,11 +242,6 @@ def test_hosted_tools_that_clients_declare_by_default_are_tolerated(client: Open
     "tool",
     [
         {"type": "file_search", "vector_store_ids": ["vs_1"]},
-        {"type": "code_interpreter", "container": {"type": "auto"}},
-        {"type": "mcp", "server_label": "x", "server_url": "https://example.com"},
-        {"type": "shell"},
-        {"type": "apply_patch"},
-        {"type": "local_shell"},
         {"type": "computer_use_preview", "display_height": 1, "display_width": 1, "environment": "linux"},
         {"type": "made_up"},
     ],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from openai import types
-from openai.types import chat, conversations, responses, webhooks
+from openai.types import chat, containers, conversations, responses, skills, webhooks
 from openai.types.uploads import UploadPart
 from pydantic import TypeAdapter
 
@@ -53,6 +53,19 @@ OWN_TYPES: dict[str, Any] = {
     "createUpload": types.Upload,
     "completeUpload": types.Upload,
     "addUploadPart": UploadPart,
+    "createSkill": types.Skill,
+    "getSkill": types.Skill,
+    "updateSkill": types.Skill,
+    "listSkills": types.SkillList,
+    "deleteSkill": types.DeletedSkill,
+    "createSkillVersion": skills.SkillVersion,
+    "getSkillVersion": skills.SkillVersion,
+    "listSkillVersions": skills.SkillVersionList,
+    "deleteSkillVersion": skills.DeletedSkillVersion,
+    "createContainer": types.ContainerCreateResponse,
+    "getContainer": types.ContainerRetrieveResponse,
+    "createContainerFile": containers.FileCreateResponse,
+    "getContainerFile": containers.FileRetrieveResponse,
     "createBatch": types.Batch,
     "getBatch": types.Batch,
     "getModel": types.Model,
@@ -79,7 +92,7 @@ class Walk:
             path = path.replace(f"{{{parameter}}}", identifier)
         headers, raw = {}, None
         if isinstance(body, bytes):
-            (media,) = operation["requestBody"]["content"]
+            media = next(iter(operation["requestBody"]["content"]))
             headers, raw, body = {"content-type": f"{media}; boundary=cut"}, body, None
         answer = send(self.root, method, path + query, body, raw=raw, headers=headers)
         assert answer.status == REFUSED.get(name, 200), (name, answer.status, answer.body)
@@ -97,6 +110,9 @@ def form(name: str, content: str, **fields: str) -> bytes:
     parts = [f'--cut\r\ncontent-disposition: form-data; name="{key}"\r\n\r\n{fields[key]}\r\n' for key in fields]
     file = f'--cut\r\ncontent-disposition: form-data; name="{name}"; filename="a"\r\n\r\n{content}\r\n--cut--\r\n'
     return ("".join(parts) + file).encode()
+
+
+SKILL = form("files", "---\nname: a\ndescription: b\n---\n").replace(b'filename="a"', b'filename="SKILL.md"')
 
 
 def example(name: str, number: int = 0) -> Any:
@@ -150,6 +166,33 @@ def walk_files(walk: Walk) -> None:
     walk.do("cancelUpload")
 
 
+def walk_skills(walk: Walk) -> None:
+    walk.make("createSkill", "skill_id", SKILL)
+    for version in ("2", "3"):
+        walk.named["version"] = version
+        assert walk.do("createSkillVersion", SKILL)["version"] == version
+    for name in ("getSkill", "listSkills", "getSkillContent", "listSkillVersions", "getSkillVersion"):
+        walk.do(name)
+    walk.do("getSkillVersionContent")
+    walk.do("updateSkill", example("updateSkill"))
+    walk.do("deleteSkillVersion")
+    walk.do("deleteSkill")
+
+
+def walk_containers(walk: Walk) -> None:
+    walk.make("createContainer", "container_id", example("createContainer"))
+    walk.make("createContainerFile", "container_file_id", form("file", "hello"))
+    for name in ("getContainer", "listContainers", "getContainerFile", "listContainerFiles", "getContainerFileContent"):
+        walk.do(name)
+    walk.do("execInContainer", example("execInContainer"))
+    walk.named["commit_id"] = walk.do("listContainerCommits")["data"][0]["id"]
+    walk.do("diffContainerCommits", query="?text=true")
+    walk.do("restoreContainer", {"commit": walk.named["commit_id"]})
+    walk.do("forkContainer")
+    for name in ("getContainerArchive", "deleteContainerFile", "deleteContainer"):
+        walk.do(name)
+
+
 def walk_batches(walk: Walk) -> None:
     asked = {"model": "scripted", "input": "say: one two"}
     line = {"method": "POST", "url": "/v1/responses", "body": asked}
@@ -196,6 +239,8 @@ def walked(server: ServerProcess) -> Walk:
     walk_conversations(walk)
     walk_chats(walk)
     walk_files(walk)
+    walk_skills(walk)
+    walk_containers(walk)
     walk_batches(walk)
     walk_webhooks(walk)
     walk_server(walk)
@@ -227,6 +272,10 @@ def test_the_examples_work_as_they_stand(server: ServerProcess, name: str, title
         walk.make("createConversation", "conversation_id")
     if "{completion_id}" in OPERATIONS[name][1]:
         walk.make("createChatCompletion", "completion_id", example("createChatCompletion", 1))
+    if "{skill_id}" in OPERATIONS[name][1]:
+        walk.make("createSkill", "skill_id", SKILL)
+    if "{container_id}" in OPERATIONS[name][1]:
+        walk.make("createContainer", "container_id", example("createContainer"))
     if "{webhook_endpoint_id}" in OPERATIONS[name][1]:
         walk.make("createWebhookEndpoint", "webhook_endpoint_id", example("createWebhookEndpoint"))
     walk.do(name, content["examples"][title]["value"])

@@ -99,6 +99,7 @@ def things(url: str) -> dict[str, str]:
     upload = {"bytes": 4, "filename": "a", "mime_type": "text/plain", "purpose": "user_data"}
     files = {"file": ("a.txt", b"hello")}
     file = requests.post(f"{url}/files", files=files, data={"purpose": "user_data"}, timeout=SECONDS)
+    skill = {"files": ("SKILL.md", b"---\nname: a\ndescription: b\n---\n")}
     hooks = get(url, "/webhook_endpoints")["data"]
     hook = {"name": "a", "url": "https://nobody.invalid/", "event_types": ["response.completed"]}
     return {
@@ -108,6 +109,8 @@ def things(url: str) -> dict[str, str]:
         "completion_id": post(url, "/chat/completions", chat)["id"],
         "file_id": file.json()["id"],
         "upload_id": post(url, "/uploads", upload)["id"],
+        "skill_id": requests.post(f"{url}/skills", files=skill, timeout=SECONDS).json()["id"],
+        "version": "1",
         "webhook_endpoint_id": (hooks[0] if hooks else post(url, "/webhook_endpoints", hook))["id"],
         "model": "scripted",
     }

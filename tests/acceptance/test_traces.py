@@ -20,7 +20,7 @@ from stateroom.settings import BackendSettings, Settings
 from stateroom.telemetry.otel import OtelTracer
 from stateroom.testing.process import ServerProcess
 from stateroom.testing.scripted import ScriptedServer
-from stateroom.tools.tool import HostedFunction, ToolCall, ToolResult
+from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
 from tests.acceptance.collector import Collector
 from tests.acceptance.modelhost import ModelHost, until
 from tests.acceptance.wire import get, post, send
@@ -41,7 +41,7 @@ class Lookup:
     def effect(self, call: ToolCall) -> Effect:
         return Effect.READ
 
-    async def run(self, call: ToolCall) -> ToolResult:
+    async def run(self, call: ToolCall, printed: Printed | None = None) -> ToolResult:
         return ToolResult(f"found {SECRET}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from tests.bundles import MANIFEST, Entry, raw_zip, zip_of
+
 CALL: Final = {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
 FUNCTION: Final = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 ITEMS: Final[list[dict[str, Any]]] = [
@@ -119,5 +121,6 @@ SEEDS: Final[dict[str, list[bytes]]] = {
     "chat_stream": [_stream([CHUNK, CHUNK]), *_json({"choices": [{"message": CHUNK["choices"][0]["delta"]}]})],
     "responses_stream": [_stream(EVENTS), *_json(EVENTS[5]["response"])],
     "emulated_reply": [*_json({"answer": "a"}, {"tool": "f", "arguments": {"b": [1]}}), b"```json\n{}\n```", b"plain"],
+    "skills": [MANIFEST, zip_of(), zip_of(folder="", method=0), raw_zip([Entry(b"a/SKILL.md", MANIFEST, method=8)])],
     "frames": [_stream(EVENTS)],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +14,9 @@ from stateroom.journal.frames_fold import fold, unfold
 from stateroom.models.chat_decode import ChatDecoder
 from stateroom.models.emulated_reply import ReplyReader
 from stateroom.models.responses_decode import ResponsesDecoder
+from stateroom.runtime.skills.bundle import members_of_zip, pack
+from stateroom.runtime.skills.manifest import read_manifest
+from stateroom.runtime.skills.zip_reader import Bounds as SkillBounds
 from stateroom.wire.chat_completions_requests import decode_chat, decode_update
 from stateroom.wire.compaction import decode_compact
 from stateroom.wire.completions import decode_completion
@@ -32,6 +36,7 @@ from stateroom.wire.webhooks import decode_endpoint_change, decode_new_endpoint,
 
 Target = Callable[[bytes], None]
 
+SKILL_BOUNDS: Final = SkillBounds(files=8, file_bytes=4_096, bytes=16_384, ratio=10)
 BOUNDS: Final = Bounds(items=200, depth=16, tools=32, content_parts=32, item_bytes=64 * 1024)
 
 
@@ -106,6 +111,17 @@ def emulated_reply(data: bytes) -> None:
             reader.end()
 
 
+def skills(data: bytes) -> None:
+    """A zip, or a SKILL.md. What is kept of a zip is as small as it says, and is kept the same once more."""
+    with contextlib.suppress(StateroomError):
+        read_manifest(data)
+    with contextlib.suppress(StateroomError):
+        kept, again = io.BytesIO(), io.BytesIO()
+        pack(members_of_zip(io.BytesIO(data), SKILL_BOUNDS), kept)
+        pack(members_of_zip(kept, SKILL_BOUNDS), again)
+        assert kept.getvalue() == again.getvalue()
+
+
 def frames(data: bytes) -> None:
     """What is folded comes out as it was."""
     folded = fold(data)
@@ -121,6 +137,7 @@ TARGETS: Final[dict[str, Target]] = {
     "chat_stream": chat_stream,
     "responses_stream": responses_stream,
     "emulated_reply": emulated_reply,
+    "skills": skills,
     "frames": frames,
 }
 

@@ -22,6 +22,8 @@ MAY = {
     "another source of randomness than ids.py": {"ids.py"},
 }
 LINES_MAX = 500
+MAY_GROW = {"src/stateroom/workspaces/inside/agent.py"}
+"""It runs inside sandboxes of every kind, alone: one file is all that has to get there."""
 
 
 def tracked() -> list[Path]:
@@ -52,7 +54,7 @@ def test_the_source_is_free_of(what: str) -> None:
 
 def test_no_file_has_outgrown_a_single_story() -> None:
     grown = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in SOURCES}
-    assert {name: lines for name, lines in grown.items() if lines > LINES_MAX} == {}
+    assert {name: lines for name, lines in grown.items() if lines > LINES_MAX and name not in MAY_GROW} == {}
 
 
 def test_the_project_speaks_of_itself_only() -> None:

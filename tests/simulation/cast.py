@@ -12,6 +12,7 @@ from tests.simulation.lanes import lanes, steering
 from tests.simulation.load import Actor
 from tests.simulation.once import once
 from tests.simulation.uploading import file_inputs, files, uploads
+from tests.simulation.working import WORKERS, abandoning, owning, sabotage, sharing, working
 
 ACTORS: Final[dict[Actor, int]] = {
     **actors.ACTORS,
@@ -46,6 +47,24 @@ _BY_WORD: Final[dict[str, tuple[Actor, ...]]] = {
     "deletion": (actors.conversation,),
     "redact": (actors.deletion,),
 }
+
+AT_WORK: Final[dict[Actor, int]] = {**WORKERS, actors.plain: 1, actors.deletion: 1, files: 1}
+"""Those who work in containers, and a few others beside them."""
+
+_AT_WORK_BY_WORD: Final[dict[str, tuple[Actor, ...]]] = {
+    "write": (owning, sharing),
+    "discard": (owning,),
+    "materialise": (owning, working),
+    "sweep": (abandoning,),
+    "drop_container": (owning, abandoning),
+}
+
+
+def cast_at_work(point: str, *, sabotaged: bool) -> dict[Actor, int]:
+    """Who acts when the server is to die while containers are worked in."""
+    wanted = {actor for word, those in _AT_WORK_BY_WORD.items() if word in point for actor in those}
+    cast = {actor: weight * (1 + 3 * (actor in wanted)) for actor, weight in AT_WORK.items()}
+    return {**cast, sabotage: 8} if sabotaged else cast
 
 
 def cast_for(point: str) -> dict[Actor, int]:

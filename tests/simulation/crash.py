@@ -3,8 +3,11 @@
     python -m tests.simulation.crash --rounds 300 [--seed S] [--keep FOLDER]
 
 Each round has its own load and its own way to die, drawn from the seed. Several rounds share a data directory, so that
-later crashes meet what earlier ones left. What is killed, when and how is in `Plan`; what must hold, in checks.py and
-files.py.
+later crashes meet what earlier ones left. What is killed, when and how is in `Plan` (deaths.py); what must hold, in
+checks.py, files.py, workspaces.py and remains.py.
+
+A round is either one of everything or, `at work`, one of hosted tools in containers, in which sandboxes and what runs
+in them are killed as well.
 """
 
 from __future__ import annotations
@@ -13,150 +16,53 @@ import argparse
 import asyncio
 import os
 import random
+import re
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
 from stateroom.testing.kill_points import KILL_AT, KILL_FIFO
-from stateroom.testing.probe_server import EFFECTS
+from stateroom.testing.mortal_workspaces import STRUCK
+from stateroom.testing.probe_server import EFFECTS, HURRY
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
+from stateroom.testing.sandboxes import members, mounted
+from stateroom.workspaces.processes import send_signal
 from tests.simulation.batching import Durable, check_asked, note_durable
-from tests.simulation.cast import cast_for
-from tests.simulation.checks import check_all
+from tests.simulation.cast import cast_at_work, cast_for
+from tests.simulation.checks import check_all, settle
 from tests.simulation.client import Client, Refused
+from tests.simulation.deaths import POINTS, WORK_POINTS, Plan
 from tests.simulation.files import check_erased, check_files, check_verified, copy_data
 from tests.simulation.hooks import Receiver
 from tests.simulation.ledger import Ledger
 from tests.simulation.load import Round
+from tests.simulation.remains import check_remains, until_quiet
 from tests.simulation.uploading import check_no_orphans
+from tests.simulation.working import struck
+from tests.simulation.workspaces import Book, check_workspaces
 
 ROUNDS_PER_DIRECTORY: Final = 6
 SIGKILLED: Final = -9
 LOAD_SECONDS: Final = 4.0
 """A server that has not reached its kill point by then is killed from outside."""
 RESUME_SECONDS: Final = 1.0
-
-POINTS: Final[dict[str, int]] = {
-    "before_commit": 120,
-    "after_commit": 120,
-    "before_start": 20,
-    "after_start": 20,
-    "before_item": 20,
-    "after_item": 20,
-    "before_frames": 150,
-    "after_frames": 150,
-    "publish": 150,
-    "sent": 150,
-    "mid_stream": 150,
-    "before_intent": 4,
-    "after_intent": 4,
-    "before_effect": 4,
-    "mid_effect": 4,
-    "after_effect": 4,
-    "before_outcome": 4,
-    "after_outcome": 4,
-    "before_end": 20,
-    "after_end": 20,
-    "before_items": 3,
-    "after_items": 3,
-    "before_conversation": 3,
-    "after_conversation": 3,
-    "before_deletion": 2,
-    "after_deletion": 2,
-    "before_redact": 3,
-    "after_redact": 3,
-    "before_steer": 2,
-    "after_steer": 2,
-    "before_compaction": 2,
-    "after_compaction": 2,
-    "before_put_file": 6,
-    "after_put_file": 6,
-    "before_drop_file": 3,
-    "after_drop_file": 3,
-    "before_put_upload": 6,
-    "after_put_upload": 6,
-    "before_put_upload_part": 8,
-    "after_put_upload_part": 8,
-    "before_drop_upload_part": 6,
-    "after_drop_upload_part": 6,
-    "before_put_batch": 8,
-    "after_put_batch": 8,
-    "before_note_batch": 12,
-    "after_note_batch": 12,
-    "before_put_idempotency": 8,
-    "after_put_idempotency": 8,
-    "before_put_webhook_delivery": 12,
-    "after_put_webhook_delivery": 12,
-    "before_put_webhook_endpoint": 2,
-    "after_put_webhook_endpoint": 2,
-    "before_put_chat_metadata": 2,
-    "after_put_chat_metadata": 2,
-}
-"""Where to die while clients are at work, and at which passing at the latest."""
-
-RECOVERY_POINTS: Final[dict[str, int]] = {
-    "before_take_up": 4,
-    "after_take_up": 4,
-    "before_commit": 12,
-    "after_commit": 12,
-    "before_frames": 8,
-    "before_outcome": 1,
-    "after_end": 4,
-    "before_note_batch": 3,
-    "after_note_batch": 3,
-    "after_put_batch": 2,
-    "before_put_webhook_delivery": 3,
-    "after_put_webhook_delivery": 3,
-    "before_compaction": 1,
-    "before_redact": 1,
-}
-"""Where to die while a new server takes up what the dead one left."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one round dies."""
-
-    manner: str
-    """`time`, `client`, or a kill point."""
-    count: int = 1
-    seconds: float = 0.0
-    actors: int = 8
-    again: tuple[str, ...] = ()
-    """Deaths of the next servers while they recover: `POINT:N`, or seconds after their start."""
-
-    @classmethod
-    def draw(cls, rng: random.Random, number: int) -> Plan:
-        """A plan; every kill point has its turn before any comes twice."""
-        actors = rng.randint(4, 12)
-        again = tuple(_again(rng) for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))))
-        names = list(POINTS)
-        random.Random(number // (2 * len(names))).shuffle(names)
-        turn = number % (2 * len(names))
-        if turn % 2:
-            name = names[turn // 2]
-            return cls(name, rng.randint(1, POINTS[name]), actors=actors, again=again)
-        if rng.random() < 0.15:
-            return cls("client", actors=actors, again=again)
-        return cls("time", seconds=rng.uniform(0.02, 0.9), actors=actors, again=again)
-
-    def __str__(self) -> str:
-        how = {"time": f"{self.seconds:.2f} s", "client": "client"}.get(self.manner, f"{self.manner}:{self.count}")
-        return " then ".join((how, *self.again))
-
-
-def _again(rng: random.Random) -> str:
-    if rng.random() < 0.4:
-        return f"{rng.uniform(0.3, 0.9):.2f}"
-    name = rng.choice(list(RECOVERY_POINTS))
-    return f"{name}:{rng.randint(1, RECOVERY_POINTS[name])}"
+LIVE: Final = 4
+"""Workspaces that may have processes, and directories without that are kept beside them."""
+WORKSPACES: Final = f"""
+[workspaces]
+live = {LIVE}
+folders = {LIVE}
+idle_minutes = 0.03
+"""
+_STRUCK: Final = re.compile(rf"^{STRUCK} (\w+) ([1-9]\d*)$", re.MULTILINE)
 
 
 @dataclass
@@ -170,6 +76,12 @@ class Figures:
     responses: int = 0
     events: int = 0
     conversations: int = 0
+    struck: Counter[str] = field(default_factory=Counter)
+    """What was killed besides servers."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Of the effects of hosted calls in containers."""
+    containers: int = 0
+    commits: int = 0
 
     def add(self, ledger: Ledger) -> None:
         self.resumes += ledger.resumes
@@ -177,11 +89,19 @@ class Figures:
         self.conversations += len(ledger.conversations)
         self.events += sum(len(response.events) for response in ledger.responses.values())
 
+    def add_work(self, book: Book) -> None:
+        self.outcomes += book.outcomes
+        self.containers += len(book.histories)
+        self.commits += len(book.commits)
+
     def summary(self) -> str:
+        told = ", ".join(f"{outcome} {count}" for outcome, count in sorted(self.outcomes.items()))
         lines = [
             f"{sum(self.kills.values())} kills, {self.responses} responses, {self.conversations} conversations, "
             f"{self.events} events of streams held against what was acknowledged",
             "kills: " + ", ".join(f"{point} {count}" for point, count in sorted(self.kills.items())),
+            f"{self.containers} containers, {self.commits} commits, effects in them: {told}",
+            "killed in sandboxes: " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.struck.items())),
             f"start to banner: {spread(self.starts)}",
             f"up to the next event of a cut stream: {spread(self.resumes)}",
         ]
@@ -214,6 +134,7 @@ class Directory:
         self.durable = Durable(asked)
         self.ledger.of(Durable).append(self.durable)
         self.receiver = Receiver(random.Random(variant))
+        self.book = Book()
         self.figures = figures
         self.fifo = folder / "kill.fifo"
         self.effects = folder / "effects.txt"
@@ -223,13 +144,13 @@ class Directory:
         prefill = "assistant" if variant % 2 == 1 else "none"
         config.write_text(
             f'shutdown_seconds = 2\ndurability = "{durability}"\nallow_private_addresses = true\n'
-            f'[[backends]]\nurl = "{model}"\nprefill = "{prefill}"\n'
+            f'{WORKSPACES}[[backends]]\nurl = "{model}"\nprefill = "{prefill}"\n'
         )
         self.server = ServerProcess(
             folder / "data",
             port=quiet_port(),
             options=("--config", str(config)),
-            environment={KILL_FIFO: str(self.fifo), EFFECTS: str(self.effects)},
+            environment={KILL_FIFO: str(self.fifo), EFFECTS: str(self.effects), HURRY: "1"},
             module="stateroom.testing.probe_server",
             log=folder / "server.log",
         )
@@ -253,7 +174,9 @@ class Directory:
         """One life and death. Raises AssertionError when a promise is broken."""
         load = Round(self.client, self.ledger, rng, salt)
         load.kill = self.server.kill if plan.manner == "client" else None
+        load.strike = self._strike
         await self._load_and_kill(load, plan)
+        await until_quiet(self.server.data)
         copy = await asyncio.to_thread(copy_data, self.server.data, self.folder / "copy")
         await asyncio.to_thread(note_durable, self.durable, copy)
         for again in plan.again:
@@ -263,6 +186,9 @@ class Directory:
         await asyncio.gather(*load.readers)
         await check_files(copy)
         await check_all(self.client, self.ledger, self.effects, self.receiver, rng)
+        shown = await settle(self.client)
+        await check_workspaces(self.client, self.ledger, self.book, shown, self.server.data)
+        await check_remains(self.server.data, self.server.pid, 2 * LIVE)
         check_asked(self.durable)
         await check_no_orphans(self.server.data)
         await check_erased(self.server.data, self.ledger.erased | self.ledger.secret)
@@ -272,9 +198,12 @@ class Directory:
         assert "Traceback" not in text, f"the server's log has a traceback: {self.server.log}"
 
     async def _load_and_kill(self, load: Round, plan: Plan) -> None:
-        working = asyncio.get_running_loop().create_task(load.run(plan.actors, cast_for(plan.manner)))
+        cast = cast_at_work(plan.manner, sabotaged=plan.sabotaged) if plan.at_work else cast_for(plan.manner)
+        working = asyncio.get_running_loop().create_task(load.run(plan.actors, cast))
         dead = asyncio.get_running_loop().create_task(asyncio.to_thread(self.server.wait, 60))
         seconds = plan.seconds if plan.manner == "time" else LOAD_SECONDS
+        for strike in plan.strikes:
+            await asyncio.to_thread(self._arm, strike)
         if plan.manner not in ("time", "client"):
             await asyncio.to_thread(self._arm, f"{plan.manner}:{plan.count}")
         await asyncio.wait((dead, working), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -287,6 +216,10 @@ class Directory:
         load.killed.set()
         await working
         self.figures.kills[plan.manner if by_itself else "time"] += 1
+        self.figures.struck += struck(load)
+        struck(load).clear()
+        for kind, count in _STRUCK.findall(self.server.output):
+            self.figures.struck[f"{kind} at a point"] += int(count)
 
     async def _die_again(self, how: str) -> None:
         """A server that dies while it recovers, or soon after."""
@@ -304,6 +237,17 @@ class Directory:
         assert self.server.status == SIGKILLED, f"the server ended with {self.server.status}: {self.server.output}"
         self.figures.kills[f"recovery {how.split(':')[0] if point and by_itself else 'time'}"] += 1
 
+    def _strike(self, rng: random.Random) -> str:
+        """Kill a process of some sandbox; of which kind."""
+        ours = mounted(self.server.data)  # those that a driver is tried with hold nothing of this directory
+        there = [member for member in members(self.server.data) if member.pid in ours]
+        kinds = sorted({member.kind for member in there})
+        if not kinds:
+            return ""
+        kind = rng.choice(kinds)
+        send_signal(rng.choice([member.pid for member in there if member.kind == kind]), signal.SIGKILL)
+        return kind
+
     def _arm(self, spec: str) -> None:
         with self.fifo.open("w") as fifo:
             fifo.write(spec + "\n")
@@ -315,8 +259,10 @@ class Directory:
         if self.server.process is not None and self.server.status is None:
             status = await asyncio.to_thread(self.server.terminate)
             assert status == 0, f"the server stopped with {status}: {self.server.output[-4000:]}"
+        await check_remains(self.server.data, None, 2 * LIVE)
         await asyncio.to_thread(check_verified, self.server.data)
         self.figures.add(self.ledger)
+        self.figures.add_work(self.book)
 
 
 async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out: IO[str]) -> Figures:
@@ -351,10 +297,18 @@ async def crash(plans: Iterable[tuple[int, Plan]], seed: str, folder: Path, out:
     return figures
 
 
-def drawn(rounds: int, seed: str, first: int) -> Iterator[tuple[int, Plan]]:
-    """Plans from a seed, numbered."""
+def drawn(rounds: int, seed: str, first: int, stage: str, point: str = "") -> Iterator[tuple[int, Plan]]:
+    """Plans from a seed, numbered. `stage`: `work`, `everything`, or half of each for any other.
+
+    `point`: every round dies there, if it can.
+    """
     for number in range(first, first + rounds):
-        yield number, Plan.draw(random.Random(f"{seed}/{number}"), number)
+        rng = random.Random(f"{seed}/{number}")
+        at_work = stage == "work" or (stage != "everything" and number // ROUNDS_PER_DIRECTORY % 2 == 1)
+        plan = Plan.draw_at_work(rng, number) if at_work else Plan.draw(rng, number)
+        if point:
+            plan = replace(plan, manner=point, count=rng.randint(1, (WORK_POINTS if at_work else POINTS)[point]))
+        yield number, plan
 
 
 def main() -> int:
@@ -362,6 +316,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", default="", help="the seed of a run that is to be repeated; default: a new one")
     parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument(
+        "--stage",
+        choices=("both", "everything", "work"),
+        default="both",
+        help="work: only rounds in which hosted tools work in containers; everything: only the others",
+    )
+    parser.add_argument("--point", default="", help="every round is to die at this kill point")
     parser.add_argument("--keep", type=Path, help="work in this folder, and leave there what a failure left")
     options = parser.parse_args()
     seed = options.seed or str(time.time_ns() % 10**8)
@@ -370,7 +331,9 @@ def main() -> int:
     sys.stdout.write(f"{options.rounds} rounds with seed {seed}, in {folder}\n")
     began = time.monotonic()
     try:
-        figures = asyncio.run(crash(drawn(options.rounds, seed, options.first), seed, folder, sys.stdout))
+        figures = asyncio.run(
+            crash(drawn(options.rounds, seed, options.first, options.stage, options.point), seed, folder, sys.stdout)
+        )
     except (AssertionError, ProcessFailed, Refused) as error:
         sys.stdout.write(f"\nA promise was broken: {error}\nseed {seed}; everything is in {folder}\n")
         return 1

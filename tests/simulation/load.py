@@ -37,6 +37,8 @@ class Round:
         """By the monotonic clock."""
         self.kill: Callable[[], None] | None = None
         """Kills the server from inside an actor, at a moment that only the client knows."""
+        self.strike: Callable[[random.Random], str] | None = None
+        """Kills a process of a sandbox; its kind, or '' when there was none."""
 
     def token(self) -> str:
         return self.ledger.new_token(self.salt)

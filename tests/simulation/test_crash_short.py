@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.crash import Plan, crash
+from tests.simulation.crash import crash
+from tests.simulation.deaths import Plan
 
 SEED = "short"
 RUNS = (

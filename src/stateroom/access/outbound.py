@@ -8,7 +8,6 @@ socket is made. Redirects are followed by hand, each through the same guard. No 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -17,6 +16,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from stateroom.addresses import is_address, is_public
 from stateroom.errors import InvalidRequest
 
 REDIRECTS_MAX: Final = 3
@@ -24,9 +24,6 @@ POST_SECONDS: Final = 10.0
 """How long whoever is told something may take to answer."""
 _LOOKUPS: Final = 8
 """Look-ups of names at the same time, in threads of their own: whoever runs a name server can make one take long."""
-
-_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class FetchCodes(NamedTuple):
@@ -118,6 +115,19 @@ class OutboundGuard:
                 raise OutboundRefused("a private address, which this server does not call") from None
             raise OutboundRefused(type(error).__name__) from None
 
+    def connector(self, limit: int, *, keepalive_seconds: float = 3.0) -> aiohttp.TCPConnector:
+        """Connections that lead to permitted addresses only, for clients that follow no redirects by themselves."""
+        return aiohttp.TCPConnector(
+            resolver=_CheckedResolver(self),
+            socket_factory=self._socket,
+            limit=limit,
+            keepalive_timeout=keepalive_seconds,
+        )
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether a connection failed because its address is not permitted."""
+        return isinstance(error.__cause__, _Refused) or isinstance(error, _Refused)
+
     async def _follow(self, text: str, param: str, accept: str) -> Fetched:
         headers = {"accept": accept, "accept-encoding": "identity"}
         url = self._checked(text, None, param)
@@ -168,24 +178,13 @@ class OutboundGuard:
             raise InvalidRequest("The URL must be http or https.", code=self._codes.invalid_url, param=param)
         if url.user is not None or url.password is not None:
             raise InvalidRequest("The URL must not carry credentials.", code=self._codes.invalid_url, param=param)
-        if _is_address(host) and not self.permits(host):
+        if is_address(host) and not self.permits(host):
             raise self._refusal(param)
         return url
 
     def permits(self, address: str) -> bool:
         """Whether the server may connect to this address on a user's behalf."""
-        if self._allow_private:
-            return True
-        try:
-            parsed = ipaddress.ip_address(address.split("%", 1)[0])
-        except ValueError:
-            return False
-        if isinstance(parsed, ipaddress.IPv6Address):
-            inner = _inside(parsed)
-            if inner is None:
-                return parsed in _UNICAST and parsed.is_global
-            parsed = inner
-        return parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
+        return self._allow_private or is_public(address)
 
     async def look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[Any]:
         """All addresses of a name, as `getaddrinfo` gives them. Raises _Refused when one of them is not permitted."""
@@ -212,21 +211,6 @@ class OutboundGuard:
             code="private_address_refused",
             param=param,
         )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.split("%", 1)[0])
-    except ValueError:
-        return False
-    return True
-
-
-def _inside(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that an IPv6 one leads to: mapped, 6to4 or NAT64."""
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour
 
 
 class OutboundRefused(Exception):

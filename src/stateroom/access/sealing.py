@@ -7,6 +7,7 @@ bound to the project. What does not open is treated as somebody else's and left 
 from __future__ import annotations
 
 import base64
+import hmac
 import os
 from pathlib import Path
 
@@ -39,6 +40,11 @@ class Sealer:
             return AESGCM(self._key).decrypt(raw[:12], raw[12:], project.encode()).decode()
         except (ValueError, InvalidTag):
             return None
+
+
+def derived_key(key: bytes, purpose: str) -> bytes:
+    """Another key of 32 bytes for another purpose: who has it knows nothing of the installation's own."""
+    return hmac.digest(key, b"stateroom key for " + purpose.encode(), "sha256")
 
 
 def load_key(path: Path) -> bytes:

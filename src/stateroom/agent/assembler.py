@@ -39,6 +39,10 @@ class Listener(Protocol):
     def reasoning(self, index: int, delta: str) -> None: ...
     def summary(self, index: int, part: int, delta: str) -> None: ...
     def arguments(self, index: int, delta: str) -> None: ...
+    def called(self, index: int, item: Item) -> None:
+        """A call is written whose item stays open until there is an outcome."""
+        ...
+
     def item_closed(self, index: int, item_id: str, item: Item) -> None: ...
 
 
@@ -49,8 +53,10 @@ class CallShape(msgspec.Struct, frozen=True):
     """(call id, arguments) -> packed item."""
     streams: bool = True
     """Whether pieces of its arguments may be shown as they come (not when they have to be rewritten first)."""
-    hosted: bool = False
-    """The runtime carries it out: its item is closed for the listener only when there is an outcome."""
+    waits: bool = False
+    """Its item holds the outcome as well, and is closed for the listener only when there is one."""
+    whole: bool = False
+    """Nothing of it is shown before all of it is there."""
 
 
 class _Open:
@@ -88,6 +94,7 @@ class Assembler:
         listener: Listener | None,
         resumed: OpenItem | None = None,
         seal: Callable[[str], str] | None = None,
+        cite: Callable[[str], list[dict[str, Any]]] | None = None,
     ) -> None:
         self.key = key
         self.next_index = index
@@ -96,6 +103,8 @@ class Assembler:
         self.listener = listener
         self.seal = seal
         """Makes the `encrypted_content` of reasoning, for callers who want to carry it themselves."""
+        self.cite = cite
+        """Finds what a text refers to: annotations."""
         self.finished: list[ItemFinished] = []
         self.size = 0
         """Characters so far."""
@@ -294,11 +303,14 @@ class Assembler:
         return item
 
     def _content(self, flow: _Open, text: str) -> Any:
-        if not flow.refusal and not flow.logprobs:
+        cited = self.cite(text) if self.cite is not None and text else []
+        if not flow.refusal and not flow.logprobs and not cited:
             return text
         parts: list[dict[str, Any]] = []
         if text:
             parts.append({"type": "output_text", "text": text})
+            if cited:
+                parts[0]["annotations"] = cited
             if flow.logprobs:
                 parts[0]["logprobs"] = flow.logprobs
         if flow.refusal:
@@ -317,7 +329,7 @@ class Assembler:
         call.shape = shape
         call.call_id = call_id or ids.new_id("call")
         self.size += len(name) + len(call.call_id)
-        if self.listener is not None:
+        if self.listener is not None and not shape.whole:
             skeleton = shape.build(call.call_id, "")
             self.listener.item_opened(call.index, self._id(call.index, skeleton), skeleton)
 
@@ -329,11 +341,11 @@ class Assembler:
             item["extra"] = call.extra
         if cut:
             item["status"] = "incomplete"
-        if self.listener is not None and not call.shape.streams and not call.shape.hosted:
-            text = item.get("input", arguments)
-            if text:
-                self.listener.arguments(call.index, text)
-        self._close(call.index, item, shown=not call.shape.hosted)
+        if self.listener is not None and not call.shape.streams and item.get("input"):
+            self.listener.arguments(call.index, item["input"])
+        if self.listener is not None and call.shape.waits and not cut:
+            self.listener.called(call.index, item)
+        self._close(call.index, item, shown=not call.shape.waits)
 
     def _close(self, index: int, item: Item, *, shown: bool = True) -> None:
         self.finished.append(ItemFinished(index, item))

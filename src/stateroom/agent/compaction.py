@@ -54,6 +54,8 @@ class Compacted(msgspec.Struct, frozen=True, omit_defaults=True):
     kept: list[Item] = []
     """What people said before it, for contexts that do not hold it themselves."""
     tail: list[Item] = []
+    programs: list[Item] = []
+    """Items of the programs that wait, for contexts that do not hold them themselves: the model sees none of these."""
 
 
 class Carried(msgspec.Struct, frozen=True, tag_field="stateroom", tag="compaction/1"):
@@ -363,7 +365,13 @@ def _cut_to(text: str, tokens: int) -> str:
     return text
 
 
-def carried(compacted: Compacted, kept: Sequence[ContextItem], tail: Sequence[ContextItem], created_by: str) -> Carried:
+def carried(
+    compacted: Compacted,
+    kept: Sequence[ContextItem],
+    tail: Sequence[ContextItem],
+    created_by: str,
+    programs: Sequence[Item] = (),
+) -> Carried:
     """What clients are to carry: the same with its items in it, within the bound on its size."""
     for images in (True, False):
         whole = Compacted(
@@ -371,6 +379,7 @@ def carried(compacted: Compacted, kept: Sequence[ContextItem], tail: Sequence[Co
             keep=compacted.keep,
             kept=[portable(held.item, images=False) for held in kept],
             tail=[portable(held.item, images=images) for held in tail],
+            programs=list(programs),
         )
         if len(msgspec.json.encode(whole)) <= CARRIED_MAX:
             return Carried(whole, created_by)

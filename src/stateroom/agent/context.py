@@ -13,9 +13,12 @@ from typing import Any, Final
 import msgspec
 
 from stateroom.agent.compaction import begin_anew, compacted_of, owner_of
-from stateroom.agent.steps import HOSTED_CALL
+from stateroom.agent.hosted import as_function
+from stateroom.agent.pairs import call_id_of, is_result
+from stateroom.agent.programs import carried_items
 from stateroom.agent.tokens import estimate_item
 from stateroom.journal.entries import ContextItem, Item
+from stateroom.journal.hosted_items import caller_of
 
 NOT_FOR_MODELS = frozenset({"item_reference", "additional_tools", "configuration_update", "compaction_trigger"})
 """Item types that steer a run and are no part of what the model reads."""
@@ -50,6 +53,8 @@ class Context:
         """How many items were measured, and their size."""
         self._weighed = (0, 0)
         """How many items were weighed, and the estimate of their tokens."""
+        self._nested: set[str] = set()
+        """Ids of calls that programs made: what they were answered is the programs' and not the model's."""
         self._counted: tuple[int, int, int, int] | None = None
         """Items when it was last counted, their estimate, what the count was, and what of it was no items."""
 
@@ -57,11 +62,21 @@ class Context:
         """Add branch items; `images` gives what a model sees of each of their `shown_blobs`."""
         self.source_count += len(items)
         for held in items:
+            if self._is_nested(held.item):
+                continue
             if compacted_of(held.item) is None:
                 self.items.extend(as_model_sees(held, images))
             else:
+                self._nested.update(call_id_of(item) for item in carried_items(held.item) if caller_of(item))
                 left, self.summary = begin_anew(self.items, self.summary, held)
                 self._begin_with(left)
+
+    def _is_nested(self, item: Item) -> bool:
+        """Whether it is a program's call, or the answer to one: the program's result is what the model sees of it."""
+        if caller_of(item):
+            self._nested.add(call_id_of(item))
+            return True
+        return bool(self._nested) and is_result(item) and call_id_of(item) in self._nested
 
     def truncate(self, left: list[ContextItem]) -> None:
         """Go on with what is left when the oldest items are left out."""
@@ -159,18 +174,9 @@ def as_model_sees(held: ContextItem, images: Mapping[str, str]) -> Iterator[Cont
     kind = held.item.get("type", "message")
     if kind in NOT_FOR_MODELS:
         return
-    if kind == HOSTED_CALL:
-        call_id = held.item["call_id"]
-        arguments = held.item.get("arguments", "")
-        yield ContextItem(
-            held.id,
-            {"type": "function_call", "call_id": call_id, "name": held.item["name"], "arguments": arguments},
-            held.seq,
-        )
-        output = held.item.get("output", "")
-        yield ContextItem(
-            held.id + "o", {"type": "function_call_output", "call_id": call_id, "output": output}, held.seq
-        )
+    told = as_function(held)
+    if told is not None:
+        yield from told
         return
     if any(blob_digests([held.item])):
         yield ContextItem(held.id, _with_images(held.item, images), held.seq)
@@ -191,7 +197,7 @@ TEXT_OF: Final = "text of "
 def blob_digests(items: Iterable[Item]) -> Iterator[str]:
     """The blobs that the parts of these items refer to."""
     for item in items:
-        for field in ("content", "output"):
+        for field in ("content", "output", "outputs"):
             parts = item.get(field)
             if isinstance(parts, list):
                 for part in parts:

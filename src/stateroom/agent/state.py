@@ -14,6 +14,8 @@ import msgspec
 
 from stateroom import ids
 from stateroom.agent.compaction import COMPACTION
+from stateroom.agent.hosted import is_client_call
+from stateroom.agent.programs import BEGINNING, OpenPrograms, take
 from stateroom.journal.entries import (
     ContextItem,
     ConversationCreated,
@@ -31,25 +33,28 @@ from stateroom.journal.entries import (
     RunStarted,
     RunSteered,
     RunView,
+    ToolDecided,
     ToolIntent,
     ToolOutcome,
     Usage,
+    WorkspaceAt,
     decode,
     item_prefix,
 )
+from stateroom.journal.hosted_items import APPROVAL_RESPONSE, HOSTED_CALL, LISTING, caller_of
 
 OPEN = "in_progress"
 VISIBLE_ENDS = frozenset({"completed", "incomplete", "cancelled"})
 """Ends after which a run's items belong to its branch. A failed run leaves nothing: its caller is to try again."""
 
-STEERING = frozenset({"additional_tools", "tool_search_output", "configuration_update"})
+STEERING = frozenset({"additional_tools", "tool_search_output", LISTING, "configuration_update"})
 """Item types that make tools callable, or change the configuration, from then on."""
 
 
 class RunState:
     """Where one run stands."""
 
-    def __init__(self, start: int, started: RunStarted, at: int) -> None:
+    def __init__(self, start: int, started: RunStarted, at: int, programs: OpenPrograms | None = None) -> None:
         self.start = start
         """Seq of its first entry, by which the branch knows it."""
         self.started = started
@@ -57,6 +62,10 @@ class RunState:
         self.output: list[OutputItem] = []
         self.intents: dict[int, ToolIntent] = {}
         self.outcomes: dict[int, ToolOutcome] = {}
+        self.decided: dict[int, ToolDecided] = {}
+        """What was last decided of hosted calls."""
+        self.own: set[int] = set()
+        """Output indexes of items that the runtime made, not the model."""
         self.next_index = 0
         """Output index of the next new item."""
         self.finish = ""
@@ -72,8 +81,29 @@ class RunState:
         """How many output items are in that count."""
         self.steers: list[RunSteered] = []
         """What its user said meanwhile, oldest first."""
+        self.approvals = [item for item in started.input if item.get("type") == APPROVAL_RESPONSE]
+        """What was answered to requests for an approval."""
+        self.taken_up = {
+            item["approval_request_id"]
+            for item in started.input
+            if "approval_request_id" in item and item.get("type") != APPROVAL_RESPONSE
+        }
+        """Ids of those requests whose call was made, or refused, in this run."""
+        self.programs: OpenPrograms = dict(programs or {})
+        """Programs without an output, those that earlier runs left waiting first."""
+        if self.programs or any(item.get("type") in BEGINNING for item in started.input):
+            for held in self.input_items(start):
+                take(self.programs, held)
         self.ended: RunEnded | None = None
         self.ended_at = 0
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether its client has to answer calls, or a request for an approval, before anything can go on."""
+        if any(program.waits for program in self.programs.values()):
+            return True
+        answer = self.output[self.answer_start :]
+        return any(is_client_call(output.item) and not caller_of(output.item) for output in answer)
 
     @property
     def key(self) -> str:
@@ -86,6 +116,8 @@ class RunState:
                 self._finish_item(record)
             case ItemAbandoned():
                 self.next_index = max(self.next_index, record.index + 1)
+            case ToolDecided():
+                self.decided[record.index] = record
             case ToolIntent():
                 self.intents[record.index] = record
             case ToolOutcome():
@@ -100,12 +132,18 @@ class RunState:
                 pass
 
     def _finish_item(self, record: ItemFinished) -> None:
-        if self.finish:
+        if self.finish and not record.own:
             self.finish = ""
             self.answer_start = len(self.output)
+        if record.own:
+            self.own.add(record.index)
+        if "approval_request_id" in record.item:
+            self.taken_up.add(record.item["approval_request_id"])
         prefix = item_prefix(record.item)
         identifier = ids.item_id(prefix, self.key, ids.OUTPUT_BASE + record.index)
         self.output.append(OutputItem(record.index, identifier, record.item))
+        if self.programs or record.item.get("type") in BEGINNING:
+            take(self.programs, ContextItem(identifier, record.item, self.start))
         self.next_index = max(self.next_index, record.index + 1)
         self.usage = add_usage(self.usage, record.usage)
         if record.finish:
@@ -125,8 +163,11 @@ class RunState:
         status = "incomplete" if outcome.unknown else "failed" if outcome.failed else "completed"
         for position, held in enumerate(self.output):
             if held.index == outcome.index:
-                item = {**held.item, "output": outcome.output, "status": status}
+                item = {**held.item, **outcome.fields}
+                if held.item.get("type") == HOSTED_CALL:
+                    item |= {"output": outcome.output, "status": status}
                 self.output[position] = OutputItem(held.index, held.id, item)
+                take(self.programs, ContextItem(held.id, item, self.start))
 
     def input_items(self, seq: int) -> list[ContextItem]:
         """Its input with ids, erased items left out."""
@@ -166,8 +207,12 @@ class BranchState:
         self.steering: list[Item] = []
         """Those of them that steer later runs: they bring tools along, or change the configuration."""
         self.open: RunState | None = None
+        self.programs: OpenPrograms = {}
+        """Programs without an output: they wait for what clients have to answer."""
         self.steers: list[RunSteered] = []
         """What was said to the run at its head and is still to be taken in, by the run that continues it."""
+        self.workspaces: list[tuple[int, WorkspaceAt]] = []
+        """How the runs of the chain left the container that was made for it, each with the seq of its end."""
         self.conversation = ""
         self.metadata: dict[str, str] = {}
         self.deleted = False
@@ -196,7 +241,7 @@ class BranchState:
         self.head = seq
         match record:
             case RunStarted():
-                self.open = RunState(seq, record, at)
+                self.open = RunState(seq, record, at, self.programs)
                 self.steers = []
             case ItemsAdded():
                 self._extend(identified(record.key, record.items, seq))
@@ -222,6 +267,7 @@ class BranchState:
             self.steers = run.steers
             before = len(self.items)
             self._extend(run.output_items(seq))
+            self.workspaces += [(seq, each) for each in run.ended.workspaces if each.auto]
             if run.counted_outputs:
                 self.counted_at, self.counted_tokens = before + run.counted_outputs, run.counted_tokens
 
@@ -229,6 +275,8 @@ class BranchState:
         for held in items:
             self.items.append(held)
             kind = held.item.get("type")
+            if self.programs or kind in BEGINNING:
+                take(self.programs, held)
             if kind in STEERING:
                 self.steering.append(held.item)
             elif kind == COMPACTION and "upstream" not in held.item:  # another server's begins nothing anew here
@@ -239,7 +287,7 @@ class BranchState:
         """Forget visible items, by id and seq; returns how many there were."""
         before = len(self.items)
         kept = [held for held in self.items if (held.id, held.seq) not in gone]
-        self.items, self.steering = [], []
+        self.items, self.steering, self.programs = [], [], {}
         self.compacted_at = self.counted_at = self.counted_tokens = 0
         self._extend(kept)
         return before - len(kept)
@@ -248,6 +296,7 @@ class BranchState:
         """The state of a new branch that shares this one up to `seq`."""
         forked = self.first(bisect_right(self.items, seq, key=lambda held: held.seq))
         forked.head = seq
+        forked.workspaces = [held for held in self.workspaces if held[0] <= seq]
         return forked
 
     def first(self, count: int) -> BranchState:
@@ -256,8 +305,9 @@ class BranchState:
         forked.size = self.size
         if count == len(self.items):
             forked.items, forked.steering = self.items[:], self.steering[:]
-            forked.compacted_at = self.compacted_at
+            forked.compacted_at, forked.programs = self.compacted_at, self.programs.copy()
             forked.counted_at, forked.counted_tokens = self.counted_at, self.counted_tokens
+            forked.workspaces = self.workspaces[:]
         else:
             forked._extend(self.items[:count])
         return forked

@@ -10,14 +10,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stateroom.api.claims import Make, claim, conversation_once
-from stateroom.api.http import Json, listed, page_of, read_body, slice_page
+from stateroom.api.http import Json, included, listed, page_of, read_body, slice_page
+from stateroom.api.item_pages import render_items
 from stateroom.api.responses import principal
 from stateroom.runtime.conversations import Conversation, Conversations
 from stateroom.runtime.idempotency import Idempotency
-from stateroom.wire.items import unpack
+from stateroom.wire.items import unpack, withheld
 from stateroom.wire.requests import (
     Bounds,
-    check_include,
     decode_conversation,
     decode_fork,
     decode_items,
@@ -106,26 +106,26 @@ class ConversationsApi:
 
     async def items(self, request: Request) -> Response:
         query = request.query_params
-        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        include = included(query)
         held = await self._conversations.items(principal(request).project, _id(request))
         part, more = slice_page(held, page_of(query))
-        shown = [await self._conversations.shown(each) for each in part]
-        return Json(render_list([unpack(each.item, each.id) for each in shown], more))
+        return Json(await render_items(part, more, self._conversations.shown, include))
 
     async def add_items(self, request: Request) -> Response:
         body = await self._body(request)
-        items = decode_items(body, self._bounds)
+        items, include = decode_items(body, self._bounds), included(request.query_params)
         project = principal(request).project
         async with claim(self._idempotency, request, body) as claimed:
             if claimed.made:
                 added = await self._conversations.added(project, _id(request), int(claimed.made))
             else:
                 added = await self._conversations.add_items(project, _id(request), items, also=claimed.also)
-        return Json(render_list([unpack(each.item, each.id) for each in added], False))
+        return Json(render_list([withheld(unpack(each.item, each.id), include) for each in added], False))
 
     async def item(self, request: Request) -> Response:
+        include = included(request.query_params)
         found = await self._conversations.item(principal(request).project, _id(request), request.path_params["item_id"])
-        return Json(msgspec.json.encode(unpack(found.item, found.id)))
+        return Json(msgspec.json.encode(withheld(unpack(found.item, found.id), include)))
 
     async def delete_item(self, request: Request) -> Response:
         return _shown(

@@ -171,10 +171,10 @@ def _parameter(parameter: dict[str, Any]) -> str:
 
 def _request(operation: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
     if "requestBody" in operation:
-        ((media, content),) = operation["requestBody"]["content"].items()
         optional = "" if operation["requestBody"]["required"] else ", may be left out"
-        schema = without_nulls(_resolved(content["schema"], document))  # in bodies null means absent
-        yield f"<h4>Body <small>{escape(media)}{optional}</small></h4>{body(schema)}"
+        for media, content in operation["requestBody"]["content"].items():
+            schema = without_nulls(_resolved(content["schema"], document))  # in bodies null means absent
+            yield f"<h4>Body <small>{escape(media)}{optional}</small></h4>{body(schema)}"
 
 
 def _answers(operation: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:

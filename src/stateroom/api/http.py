@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from stateroom.errors import InvalidRequest, MethodNotAllowed, NotFound, StateroomError, TooLarge
 from stateroom.telemetry.context import note_error
+from stateroom.wire.requests import check_include
 from stateroom.wire.responses import render_list
 from stateroom.wire.sse import KEEPALIVE
 
@@ -95,6 +96,13 @@ async def listed(query: QueryParams, read: Callable[..., Awaitable[list[Any]]], 
     page = page_of(query)
     found = await read(after=page.after, before=page.before, limit=page.limit, descending=page.descending)
     return Json(render_list([show(each) for each in found[: page.limit]], len(found) > page.limit))
+
+
+def included(query: QueryParams) -> list[str]:
+    """What a request asks to be shown besides. Raises InvalidRequest."""
+    include = [*query.getlist("include"), *query.getlist("include[]")]
+    check_include(include)
+    return include
 
 
 def slice_page(entries: list[Any], page: Page, param: str = "after") -> tuple[list[Any], bool]:

@@ -1,4 +1,4 @@
-"""Forms with one file (`multipart/form-data`), read as they come in: the file's bytes go on at once, none are kept.
+"""Forms with files (`multipart/form-data`), read as they come in: the files' bytes go on at once, none are kept.
 
 Everything else of a form is small and bounded. What the fields mean is not known here.
 """
@@ -6,6 +6,7 @@ Everything else of a form is small and bounded. What the fields mean is not know
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final, TypeAlias
@@ -45,7 +46,39 @@ async def read_form(request: Request, *, file: str, bytes_max: int, too_large: R
 
     Raises InvalidRequest, TooLarge, and `too_large`, when some bytes may have been handed on.
     """
-    form = _FormReader(_boundary(request), file)
+
+    async def begin(_: str) -> None:
+        return None
+
+    return await read_files(
+        request,
+        file=re.compile(re.escape(file)),
+        files_max=1,
+        too_many=_invalid(f"it has more than one field {file!r}"),
+        bytes_max=bytes_max,
+        too_large=too_large,
+        begin=begin,
+        write=write,
+    )
+
+
+async def read_files(
+    request: Request,
+    *,
+    file: re.Pattern[str],
+    files_max: int,
+    too_many: RequestError,
+    bytes_max: int,
+    too_large: RequestError,
+    begin: Callable[[str], Awaitable[None]],
+    write: Write,
+) -> Form:
+    """The same for a form with several files, in fields whose names `file` matches, of `bytes_max` together.
+
+    `begin` is called with the name of each file as its sender wrote it, then `write` with its bytes. The form's own
+    `filename` is that of the last one.
+    """
+    form = _FormReader(_boundary(request), file, files_max, too_many)
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > bytes_max + OVERHEAD_BYTES):
         raise too_large
@@ -54,6 +87,9 @@ async def read_form(request: Request, *, file: str, bytes_max: int, too_large: R
         async for chunk in chunks:
             read += len(chunk)
             for piece in form.feed(chunk):
+                if isinstance(piece, str):
+                    await begin(piece)
+                    continue
                 size += len(piece)
                 if size > bytes_max:
                     raise too_large
@@ -98,8 +134,12 @@ def _boundary(request: Request) -> bytes:
 class _FormReader:
     """Feeds the parser, whose callbacks note what they are told, so that whoever feeds can wait in between."""
 
-    def __init__(self, boundary: bytes, file: str) -> None:
+    def __init__(self, boundary: bytes, file: re.Pattern[str], files_max: int, too_many: RequestError) -> None:
+        """`file` matches the names of fields that are files."""
         self._file = file
+        self._files_max = files_max
+        self._too_many = too_many
+        self._files = 0
         self._fields: dict[str, bytearray] = {}
         self._filename: str | None = None
         self._parts = 0
@@ -107,7 +147,7 @@ class _FormReader:
         self._headers: dict[bytes, bytes] = {}
         self._value: bytearray | None = None
         """Of the field that is being read; None in the file."""
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | str] = []
         self._ended = False
         self._parser = MultipartParser(
             boundary,
@@ -125,8 +165,8 @@ class _FormReader:
             max_header_size=HEADER_BYTES,
         )
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The bytes of the file that this brought. Raises InvalidRequest."""
+    def feed(self, chunk: bytes) -> list[bytes | str]:
+        """The bytes of files that this brought, and in front of each file its name. Raises InvalidRequest."""
         self._pieces = []
         try:
             self._parser.write(chunk)
@@ -142,8 +182,8 @@ class _FormReader:
 
     def _on_part_begin(self) -> None:
         self._parts += 1
-        if self._parts > PARTS_MAX:
-            raise _invalid(f"it has more than {PARTS_MAX} fields")
+        if self._parts > self._files_max - 1 + PARTS_MAX:
+            raise _invalid(f"it has more than {self._files_max - 1 + PARTS_MAX} fields")
         self._headers = {}
 
     def _on_header_begin(self) -> None:
@@ -168,10 +208,12 @@ class _FormReader:
         if self._headers.get(b"content-transfer-encoding", b"binary").strip().lower() not in (b"binary", b"8bit"):
             raise _invalid("a field has a transfer encoding; send its bytes as they are")
         name = _text(options[b"name"], "name")
-        if name == self._file:
-            if self._filename is not None:
-                raise _invalid(f"it has more than one field {name!r}")
+        if self._file.fullmatch(name):
+            self._files += 1
+            if self._files > self._files_max:
+                raise self._too_many
             self._filename = _text(options.get(b"filename", b""), "filename")
+            self._pieces.append(self._filename)
             self._value = None
             return
         if name in self._fields:

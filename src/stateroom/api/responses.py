@@ -22,12 +22,14 @@ from stateroom.api.http import (
     Json,
     error_response,
     flag,
+    included,
     listed,
     page_of,
     read_body,
     slice_page,
     unless_dropped,
 )
+from stateroom.api.item_pages import render_items
 from stateroom.errors import InvalidRequest, ServerStopping
 from stateroom.journal.entries import RunView
 from stateroom.runtime.conversations import Conversations
@@ -36,13 +38,11 @@ from stateroom.runtime.live import LiveRun
 from stateroom.runtime.runs import RunRequest, Runs
 from stateroom.runtime.stream import LiveStream
 from stateroom.wire.events import DONE, slice_events
-from stateroom.wire.items import unpack
-from stateroom.wire.requests import Bounds, CreateRequest, check_include, decode_count, decode_create, decode_fork
+from stateroom.wire.requests import Bounds, CreateRequest, decode_count, decode_create, decode_fork
 from stateroom.wire.responses import (
     render_conversation,
     render_deleted_response,
     render_input_tokens,
-    render_list,
     render_response,
 )
 
@@ -118,7 +118,9 @@ class ResponsesApi:
         if asked.stream:
             return EventStream(events(await self._runs.follow(who.project, view.id, after=-1), -1))
         failure = None if asked.background else failure_of(view)
-        return error_response(failure) if failure is not None else Json(render_response(view))
+        if failure is not None:
+            return error_response(failure)
+        return Json(render_response(await self._runs.with_images(view)))
 
     async def _finished(self, request: Request, run: LiveRun) -> Response:
         """Wait for the end. A stored run goes on without its client, another is cancelled with it."""
@@ -130,26 +132,30 @@ class ResponsesApi:
         if run.state.ended is None:
             message = "The server is shutting down; the response goes on when it is up again."
             return error_response(ServerStopping(message))
-        return Json(render_response(run.view()))
+        return Json(render_response(await self._runs.with_images(run.view())))
 
     async def retrieve(self, request: Request) -> Response:
         response_id = request.path_params["response_id"]
         query = request.query_params
-        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        include = included(query)
         if flag(query, "stream"):
             after = _starting_after(query.get("starting_after"))
             stream = await self._runs.follow(principal(request).project, response_id, after=after)
             return EventStream(events(stream, after))
-        return Json(render_response(await self._runs.view(principal(request).project, response_id)))
+        view = await self._runs.with_images(await self._runs.view(principal(request).project, response_id))
+        return Json(render_response(view, include=include))
 
     async def page(self, request: Request) -> Response:
         project = principal(request).project
-        return await listed(request.query_params, partial(self._runs.page, project), _as_listed)
+
+        async def read(**asked: Any) -> list[RunView]:
+            return [await self._runs.with_images(view) for view in await self._runs.page(project, **asked)]
+
+        return await listed(request.query_params, read, _as_listed)
 
     async def cancel(self, request: Request) -> Response:
-        return Json(
-            render_response(await self._runs.cancel(principal(request).project, request.path_params["response_id"]))
-        )
+        view = await self._runs.cancel(principal(request).project, request.path_params["response_id"])
+        return Json(render_response(await self._runs.with_images(view)))
 
     async def delete(self, request: Request) -> Response:
         response_id = request.path_params["response_id"]
@@ -177,11 +183,10 @@ class ResponsesApi:
 
     async def input_items(self, request: Request) -> Response:
         query = request.query_params
-        check_include([*query.getlist("include"), *query.getlist("include[]")])
+        include = included(query)
         items = await self._runs.input_items(principal(request).project, request.path_params["response_id"])
         part, more = slice_page(items, page_of(query))
-        shown = [await self._runs.shown(held) for held in part]
-        return Json(render_list([unpack(held.item, held.id) for held in shown], more))
+        return Json(await render_items(part, more, self._runs.shown, include))
 
     async def count(self, request: Request) -> Response:
         asked = decode_count(await read_body(request, self._body_bytes), self._bounds)

@@ -71,12 +71,20 @@ class Client:
                 raise self._broken(error) from None
             return _decoded(answer, content, self.url)
 
-    def pages(self, path: str, *, order: str = "asc", limit: int = 0, after: str = "") -> Iterator[Any]:
+    def pages(
+        self,
+        path: str,
+        *,
+        order: str = "asc",
+        limit: int = 0,
+        after: str = "",
+        query: Mapping[str, Any] | None = None,
+    ) -> Iterator[Any]:
         """The entries of a list behind `after`, page by page; `limit` 0: all of them."""
         left = limit
         while True:
             size = min(left, 100) if limit else 100
-            page = self.call("GET", path, query={"order": order, "limit": size, "after": after})
+            page = self.call("GET", path, query={**(query or {}), "order": order, "limit": size, "after": after})
             yield from page["data"]
             left -= len(page["data"])
             after = page.get("last_id") or ""
@@ -97,11 +105,11 @@ class Client:
             except (OSError, http.client.HTTPException) as error:
                 raise self._broken(error) from None
 
-    def download(self, path: str, target: BinaryIO) -> int:
+    def download(self, path: str, target: BinaryIO, *, query: Mapping[str, Any] | None = None) -> int:
         """Write the bytes of an answer, and say how many there are. Raises Refused and ServerDown."""
         with closing(self._connect()) as connection:
             try:
-                answer = self._send(connection, "GET", path, None, None)
+                answer = self._send(connection, "GET", path, None, query)
                 if answer.status >= 400:
                     _decoded(answer, answer.read(), self.url)
                 declared, size = int(answer.headers.get("content-length") or -1), 0

@@ -24,6 +24,7 @@ from stateroom.settings import (
     PROJECT_RULE,
     BackendSettings,
     EmbeddingsSettings,
+    PolicyRule,
     ProjectSettings,
     Settings,
 )
@@ -92,6 +93,7 @@ def load(config: Path | None, environ: Mapping[str, str], overrides: Mapping[str
     projects = _projects(own, values["project"])
     settings = msgspec.convert({**values, "backends": backends, "projects": projects}, Settings)
     _check_keys([*settings.backends, settings.embeddings], environ)
+    _check_policy(settings.policy, given.get(("policy",)))
     sources = {".".join(path): value.origin for path, value in given.items()}
     sources |= {name: value.origin for name, value in _apart(named, key_env, own) if value is not None}
     return Loaded(settings, sources)
@@ -210,7 +212,9 @@ def _value(given: Given, annotation: Any, kind: inspect.Type) -> Any:
     value = _split(given) if given.text and isinstance(kind, inspect.VarTupleType) else given.value
     try:
         converted = msgspec.convert(value, annotation, strict=not given.text)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if isinstance(kind, inspect.VarTupleType) and isinstance(kind.item_type, inspect.StructType):
+            raise BadSetting(f"{given.origin}: {error}.") from None
         raise BadSetting(f"{given.origin}: expected {_describe(kind)}, got {_shown(given.value)}.") from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise BadSetting(f"{given.origin}: expected {_describe(kind)}, got {_shown(given.value)}.")
@@ -308,6 +312,15 @@ def _check_embeddings(values: dict[str, Any], given: Mapping[KeyPath, Given]) ->
         if values.get(name) and not values.get("url"):
             raise BadSetting(f"{given[('embeddings', name)].origin} needs a server: set embeddings.url too.")
     _check_name(values, given.get(("embeddings", "key_env")))
+
+
+def _check_policy(rules: Iterable[PolicyRule], given: Given | None) -> None:
+    for number, rule in enumerate(rules, 1):
+        try:
+            re.compile(rule.arguments)
+        except (re.error, RecursionError, OverflowError) as error:
+            origin = "policy" if given is None else given.origin
+            raise BadSetting(f"{origin}, rule {number}: `arguments` is no regular expression: {error}.") from None
 
 
 def _check_name(values: Mapping[str, Any], given: Given | None) -> None:

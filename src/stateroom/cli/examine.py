@@ -87,6 +87,9 @@ def examinations(loaded: Loaded, progress: Callable[[str], None]) -> list[tuple[
         parts += [(f"backend {at + 1}", _backend(settings, at)) for at in range(len(settings.backends))]
     else:
         parts += [("weights", lambda: weights(settings, progress)), ("embedded model", lambda: engine(settings))]
+    from stateroom.cli import examine_workspaces  # here: it is made of what stands in this file
+
+    parts += examine_workspaces.parts(settings)
     parts.append(("running server", lambda: running(settings)))
     return [(name, _guarded(examine)) for name, examine in parts]
 
@@ -228,7 +231,7 @@ async def _commit_milliseconds(folder: Path, settings: Settings) -> float:
 
 def _backend(settings: Settings, at: int) -> Examine:
     def examine() -> Finding:
-        from stateroom.app import build_backends
+        from stateroom.building import build_backends
 
         one = msgspec.structs.replace(settings, backends=settings.backends[at : at + 1])
         return asyncio.run(_speak(build_backends(one, None)[0], settings.backends[at].url))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stateroom.cli import conversations, keys, projects, responses
+from stateroom.cli import conversations, keys, projects, responses, workspace
 from stateroom.cli.chat import chat
 from stateroom.cli.data import backup, rebuild, restore, verify
 from stateroom.cli.doctor import doctor
@@ -51,6 +51,7 @@ def program() -> typer.Typer:
     tree.command()(chat)
     tree.add_typer(responses.commands(), name="responses")
     tree.add_typer(conversations.commands(), name="conversations")
+    tree.add_typer(workspace.commands(), name="workspace")
     tree.add_typer(keys.commands(), name="keys")
     tree.command()(verify)
     tree.command()(backup)

@@ -98,7 +98,40 @@ async def _erase(journal: SqliteJournal, settings: Settings, name: str) -> Gone:
         now = int(SystemClock().now() * 1000)
         gone = await projects.erase_project(journal, journal, blobs, name, at=now, progress=progress)
         await journal.compact()
+        await _drop_files(journal, settings, name)
+        await asyncio.to_thread(_drop_unpacked, Path(settings.data))
     return gone
+
+
+def _drop_unpacked(data: Path) -> None:
+    """Skills as sandboxes had them: copies, of all projects, which are made again when they are asked for."""
+    from stateroom.runtime.skills.folders import remove_folder  # lazy: only this command needs it here
+    from stateroom.runtime.skills.skills import FOLDER  # lazy: as above
+
+    remove_folder(data / FOLDER)
+
+
+async def _drop_files(journal: SqliteJournal, settings: Settings, project: str) -> None:
+    """Let the files of its containers go from the content store, and from the folders of workspaces."""
+    from stateroom.blobs.hold import HeldBlobs  # lazy: as below
+    from stateroom.blobs.memory import MemoryBlobs  # lazy: as below
+    from stateroom.clock import SystemClock  # lazy: as below
+    from stateroom.runtime.containers.leaving import drop_unnamed, remove_folders  # lazy: as below
+    from stateroom.runtime.records import Records  # lazy: as below
+    from stateroom.workspaces.content import ContentStore  # lazy: as below
+    from stateroom.workspaces.layout import CONTENT, LIVE  # lazy: `stateroom --help` must not pay for the journal
+
+    data = Path(settings.data)
+    await asyncio.to_thread(remove_folders, data / LIVE, project)
+    if not (data / CONTENT).is_file():
+        return
+    unused = MemoryBlobs()
+    records = Records(journal, journal, unused, HeldBlobs(unused), SystemClock())
+    content = ContentStore(data / CONTENT, durability=settings.durability)
+    try:
+        await drop_unnamed(records, journal, content)
+    finally:
+        await content.close()
 
 
 def _retire_keys(data: Path, project: str) -> int:

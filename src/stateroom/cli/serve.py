@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from stateroom.access.addresses import is_loopback
+from stateroom.addresses import is_loopback
 from stateroom.cli.client import DEFAULT_URL
 from stateroom.cli.configuration import load_settings
 from stateroom.cli.failure import DIRECTORY_IN_USE, USAGE, CommandFailed

@@ -8,6 +8,9 @@ Why this order. A blob is there before the entry that refers to it is committed,
    between: then the copy of the journal still says what was erased, and steps 2 and 3 are done again.
 4. Blobs that the copy does not refer to leave the backup: what was erased before step 2 is in no byte of it.
 
+5. The content store is copied: content is there before the journal names it. What the copy of the journal names and it
+   has not was dropped in between, and steps 2 to 5 are done again.
+
 The rest (access keys, the secret key) does not refer to the journal. The manifest comes last: what has none is no
 backup. Blobs are never written in place, so that a link is as good as a copy on the same disk, and no better.
 """
@@ -38,8 +41,10 @@ from stateroom.journal.sqlite_errors import TRANSLATED
 from stateroom.journal.statements import read_migrations, read_queries
 from stateroom.journal.verify import Manifest, verify_data
 from stateroom.journal.verify_blobs import file_digest, list_blobs
+from stateroom.journal.verify_content import missing_contents, named_contents
 from stateroom.journal.verify_entries import Progress
 from stateroom.journal.verify_report import Report
+from stateroom.workspaces.layout import CONTENT
 
 _PAGES: Final = 2_000
 """Pages of a database that are copied between two words about it."""
@@ -68,7 +73,7 @@ class Backup:
             make_empty(self._target)
             (self._target / BLOBS).mkdir(mode=0o700)
             self._pin_blobs()
-            missing = self._copy_journal()
+            missing = self._copy_both()
             self._drop_unused()
             names = self._copy_rest()
         report = verify_data(self._target, self._progress)
@@ -98,6 +103,25 @@ class Backup:
         raise StorageError(
             "Blobs were erased each time that the journal was copied. Try again when less is being deleted."
         )
+
+    def _copy_both(self) -> int:
+        """Steps 2, 3 and 5; how many blobs are missing for good."""
+        for _ in range(_TRIES):
+            missing = self._copy_journal()
+            if not (self._data / CONTENT).is_file() or not self._content_is_newer():
+                return missing
+        raise StorageError("Containers were deleted each time that the journal was copied. Try again later.")
+
+    def _content_is_newer(self) -> bool:
+        """Copy the content store; whether it lacks what is in the copy of the journal, and in the journal no more."""
+        (self._target / CONTENT).parent.mkdir(mode=0o700, exist_ok=True)
+        copy_database(self._data / CONTENT, self._target / CONTENT, self._progress)
+        with closing(apsw.Connection(str(self._target / JOURNAL), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            missing = missing_contents(self._target, named_contents(connection, self._queries))
+        if not missing:
+            return False
+        with closing(connect_reader(self._data / JOURNAL)) as now:
+            return not set(missing) <= named_contents(now, self._queries)
 
     def _has_blob(self, digest: str) -> bool:
         if blob_path(self._target, digest).exists():
@@ -143,6 +167,8 @@ class Backup:
         names = [path.name for path in sorted(self._data.glob("*.db")) if path.name != JOURNAL]
         for name in names:
             copy_database(self._data / name, self._target / name, self._progress)
+        if (self._target / CONTENT).is_file():
+            names.append(CONTENT)
         if (self._data / SECRET).is_file():
             copy_file(self._data / SECRET, self._target / SECRET)
             names.append(SECRET)

@@ -17,6 +17,7 @@ from stateroom.journal.verify import read_manifest, verify_data
 from stateroom.journal.verify_blobs import list_blobs
 from stateroom.journal.verify_entries import Progress
 from stateroom.journal.verify_report import Report
+from stateroom.workspaces.layout import CONTENT
 
 _UNFINISHED: Final = b"A restore was cut off here. Empty this directory and restore again.\n"
 
@@ -32,7 +33,7 @@ def restore(backup: Path, data: Path, progress: Progress) -> Report:
         raise StorageError(f"{backup} is no backup, or one that was cut off: it has no {MANIFEST}.") from None
     names = sorted(set(manifest.files) - {JOURNAL})
     for name in (JOURNAL, *names):
-        if Path(name).name != name or not (backup / name).is_file():
+        if (Path(name).name != name and name != CONTENT) or not (backup / name).is_file():
             raise StorageError(f"{backup} is not whole: {name!r} is missing. Use another backup.")
     make_empty(data)
     write_file(data / JOURNAL, _UNFINISHED)
@@ -61,6 +62,9 @@ def _copy(backup: Path, data: Path, names: list[str], blobs: int, progress: Prog
         folders.add(to.parent)
         copy_file(path, to)
     for name in (*names, MANIFEST):
+        if name == CONTENT:
+            (data / name).parent.mkdir(mode=0o711)
+            folders.add((data / name).parent)
         copy_file(backup / name, data / name)
     for folder in (*folders, data / BLOBS, data):
         sync_folder(folder)

@@ -27,6 +27,7 @@ KIND_CODES: Final[dict[str, int]] = {
     Kind.RECORD_NOTED: 14,
     Kind.RECORD_DROPPED: 15,
     Kind.RUN_STEERED: 16,
+    Kind.TOOL_DECIDED: 17,
 }
 """From 2 to 63: SQLite keeps each of them in one byte, so that a change of kind does not change a row's size."""
 PADDED: Final = 64

@@ -32,6 +32,7 @@ class Kind(StrEnum):
     RUN_STEERED = "run.steered"
     ITEM_FINISHED = "item.finished"
     ITEM_ABANDONED = "item.abandoned"
+    TOOL_DECIDED = "tool.decided"
     TOOL_INTENT = "tool.intent"
     TOOL_OUTCOME = "tool.outcome"
     RUN_ENDED = "run.ended"
@@ -155,12 +156,25 @@ class ItemFinished(msgspec.Struct, frozen=True, omit_defaults=True):
     """On the last item of a model's answer: what that call used."""
     by: Answered | None = None
     """On the same item: who made it."""
+    own: bool = False
+    """The runtime made it (the result of a hosted call, say): it is no part of a model's answer."""
 
 
 class ItemAbandoned(msgspec.Struct, frozen=True):
     """An output index whose item was begun in the stream and cut off for good."""
 
     index: int
+
+
+class ToolDecided(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the policy says of a hosted call, or a person whom it asked: for the audit."""
+
+    index: int
+    """Output index of the call's item."""
+    decision: str
+    """allow, ask or deny."""
+    by: str = ""
+    """Which rule it was, or the id of the approval."""
 
 
 class ToolIntent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -181,6 +195,18 @@ class ToolOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: bool = False
     unknown: bool = False
     """The call was cut off by a crash and may or may not have taken effect."""
+    fields: dict[str, Any] = {}
+    """What it adds to the call's item."""
+
+
+class WorkspaceAt(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+    """How a run left the files of a container."""
+
+    container: str
+    commit: str
+    """'': nothing was ever kept of it."""
+    auto: bool = False
+    """The container was made for this chain of runs, which goes on with it."""
 
 
 class RunEnded(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -194,6 +220,8 @@ class RunEnded(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why it is incomplete: max_output_tokens, content_filter, ..."""
     error: dict[str, Any] | None = None
     """`{code, message, param}` of a failed run, and `status`, the HTTP status it was answered with."""
+    workspaces: list[WorkspaceAt] = []
+    """The containers that it worked in."""
 
 
 class ConversationCreated(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -270,6 +298,7 @@ Fact: TypeAlias = (
     | RunSteered
     | ItemFinished
     | ItemAbandoned
+    | ToolDecided
     | ToolIntent
     | ToolOutcome
     | RunEnded
@@ -317,6 +346,7 @@ _FACTS: Final[dict[str, type[Any]]] = {
     Kind.RUN_STEERED: RunSteered,
     Kind.ITEM_FINISHED: ItemFinished,
     Kind.ITEM_ABANDONED: ItemAbandoned,
+    Kind.TOOL_DECIDED: ToolDecided,
     Kind.TOOL_INTENT: ToolIntent,
     Kind.TOOL_OUTCOME: ToolOutcome,
     Kind.RUN_ENDED: RunEnded,
@@ -360,6 +390,19 @@ PREFIXES: Final[dict[str, str]] = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "compaction": "cmp",
+    "code_interpreter_call": "ci",
+    "shell_call": "sh",
+    "shell_call_output": "sho",
+    "local_shell_call": "lsh",
+    "apply_patch_call": "apc",
+    "apply_patch_call_output": "apco",
+    "mcp_list_tools": "mcpl",
+    "mcp_approval_request": "mcpr",
+    "mcp_call": "mcp",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
+    "program": "prg",
+    "program_output": "prgo",
 }
 """Id prefixes of items by type; other types use `item`."""
 

@@ -21,6 +21,7 @@ from stateroom.journal.entries import (
     RunEnded,
     RunStarted,
     RunSteered,
+    ToolOutcome,
     decode,
 )
 
@@ -150,6 +151,8 @@ def _changes(seq: int, at: int, run: int, record: Any) -> Iterator[IndexChange]:
                 yield from _blobs(seq, item)
         case ItemFinished():
             yield from _items(seq, [record.item])
+        case ToolOutcome():
+            yield from _blobs(seq, record.fields)
         case RunEnded():
             yield EndRun(run, seq, record.status, at)
         case ItemsAdded():
@@ -187,7 +190,7 @@ def _added(seq: int, record: ItemsAdded) -> Iterator[IndexChange]:
 
 
 def _blobs(seq: int, item: Item) -> Iterator[IndexChange]:
-    for field in ("content", "output"):
+    for field in ("content", "output", "outputs"):
         parts = item.get(field)
         if isinstance(parts, list):
             for part in parts:

@@ -24,6 +24,7 @@ from stateroom.journal.sqlite_connections import BUSY_MILLISECONDS, connect_read
 from stateroom.journal.sqlite_index import TABLES
 from stateroom.journal.statements import read_migrations, read_queries
 from stateroom.journal.verify_blobs import BlobCheck, file_digest
+from stateroom.journal.verify_content import check_content
 from stateroom.journal.verify_entries import EntryCheck, Progress
 from stateroom.journal.verify_index import KEPT, compare_index, make_index_tables, replay
 from stateroom.journal.verify_report import REBUILD, RESTORE, Report
@@ -163,6 +164,7 @@ def _check_content(
             return bool(now.execute(queries["find_blob_use"], (pack_digest(digest),)).fetchall())
 
     BlobCheck(connection, queries, report, progress, in_use).check(data / BLOBS)
+    check_content(connection, data, queries, report, progress)
 
 
 def _check_database(path: Path, report: Report) -> None:

@@ -18,7 +18,7 @@ class Finding(msgspec.Struct, frozen=True):
     """Something that is not as it was written."""
 
     part: str
-    """file, branch, entry, stream, index, blob, key or backup."""
+    """file, branch, entry, stream, index, blob, content, key or backup."""
     where: str
     problem: str
     advice: str

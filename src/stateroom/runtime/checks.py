@@ -16,7 +16,6 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from stateroom.agent.state import RunState
-from stateroom.agent.steps import CLIENT_CALLS
 from stateroom.errors import BackendFailed, InvalidRequest
 from stateroom.journal.entries import Item, RunSettings
 from stateroom.runtime.schema_check import problem_of, read_schema, weight_of
@@ -52,9 +51,9 @@ async def check_output(settings: RunSettings, run: RunState, places: asyncio.Sem
     format_ = (settings.text or {}).get("format") or {}
     if format_.get("type") not in ("json_schema", "json_object"):
         return
-    answer = run.output[run.answer_start :]
-    if any(output.item.get("type") in CLIENT_CALLS for output in answer):
+    if run.awaits_client:
         return
+    answer = run.output[run.answer_start :]
     message = next((output.item for output in reversed(answer) if output.item.get("role") == "assistant"), None)
     if message is None or _refused(message):
         return

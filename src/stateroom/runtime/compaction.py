@@ -20,6 +20,7 @@ from stateroom.access.sealing import Sealer
 from stateroom.agent import compaction
 from stateroom.agent.compaction import COMPACTION, FALLBACK, Budget, Carried, Compacted
 from stateroom.agent.context import Context
+from stateroom.agent.programs import OpenPrograms, take, to_carry
 from stateroom.agent.state import add_usage
 from stateroom.agent.tokens import estimate_items, estimate_text
 from stateroom.agent.truncation import fitted, shortened
@@ -104,7 +105,8 @@ class Compactor:
         call = build_call(run.settings, run.plan, model, context, stream=True)
         summary = await self._summarise(backend, call, context, limits, tail, run.patience_seconds, run.id)
         compacted = Compacted(summary.text, limits.keep, [held.id for held in tail])
-        item = self._item(run.project, context, ContextItem(item_id, {}, run.state.start), compacted, summary)
+        place, programs = ContextItem(item_id, {}, run.state.start), to_carry(run.state.programs)
+        item = self._item(run.project, context, place, compacted, summary, programs)
         run.compacting_at = -1
         run.writer.add(ItemFinished(index, item, usage=summary.usage))
         if renderer is not None:
@@ -124,7 +126,11 @@ class Compactor:
         summary = await self._summarise(backend, call, context, limits, tail, 0.0, item_id)
         said = [held for held in context.items if held is not context.summary and compaction.is_said(held.item)]
         instructing = [held for held in said if held.item.get("role") != "user"]
-        carried = compaction.carried(Compacted(summary.text), instructing, tail, summary.created_by)
+        programs: OpenPrograms = {}
+        for held in items:
+            take(programs, held)
+        waiting = to_carry(programs)
+        carried = compaction.carried(Compacted(summary.text), instructing, tail, summary.created_by, waiting)
         item: Item = {
             "type": COMPACTION,
             "encrypted_content": self._sealer.seal(project, compaction.to_seal(carried)),
@@ -133,12 +139,21 @@ class Compactor:
         users = [held for held in said if held.item.get("role") == "user"]
         return [*users, ContextItem(item_id, item)], summary.usage
 
-    def _item(self, project: str, context: Context, place: ContextItem, compacted: Compacted, summary: Summary) -> Item:
+    def _item(
+        self,
+        project: str,
+        context: Context,
+        place: ContextItem,
+        compacted: Compacted,
+        summary: Summary,
+        programs: Sequence[Item],
+    ) -> Item:
         """The packed item: what it says for this branch, and the same sealed for everywhere else."""
         told = {"type": COMPACTION, "compacted": msgspec.to_builtins(compacted)}
         anew, message = compaction.begin_anew(context.items, context.summary, ContextItem(place.id, told, place.seq))
         at = next(n for n, held in enumerate(anew) if held is message)
-        carried: Carried = compaction.carried(compacted, anew[:at], anew[at + 1 :], summary.created_by)
+        kept, tail = anew[:at], anew[at + 1 :]
+        carried: Carried = compaction.carried(compacted, kept, tail, summary.created_by, programs)
         sealed = self._sealer.seal(project, compaction.to_seal(carried))
         return {**told, "encrypted_content": sealed, "created_by": summary.created_by}
 

@@ -60,6 +60,8 @@ class Erasure:
         self._held = held
         self._branches = branches
         self._clock = clock
+        self.on_erased: list[Callable[[], None]] = []
+        """Told when something of a branch was erased: what was kept for its sake may not be needed any more."""
 
     async def erase_run(self, project: str, row: RunRow) -> None:
         """Erase all entries and frames of a run."""
@@ -265,6 +267,8 @@ class Erasure:
     async def _redact(self, project: str, branch: str, bodies: dict[int, bytes | None], digests: set[str]) -> None:
         if bodies:
             await self._journal.redact(project, branch, bodies, at=int(self._clock.now() * 1000))
+            for tell in self.on_erased:
+                tell()
         for digest in digests:
             if not await self._index.blob_in_use(digest) and not self._held.is_held(digest):
                 await self._blobs.delete(digest)
@@ -298,6 +302,8 @@ def _digests(entry: Entry) -> set[str]:
             return set(blob_digests(record.items))
         case ItemFinished():
             return set(blob_digests([record.item]))
+        case ToolOutcome():
+            return set(blob_digests([record.fields]))
         case RunSteered():
             return set(blob_digests(record.input))
         case RecordPut() | RecordNoted():
@@ -326,6 +332,10 @@ def _without(record: Fact, run_key: str, item_ids: frozenset[str]) -> tuple[byte
     if isinstance(record, ItemFinished):
         own = ids.item_id(item_prefix(record.item), run_key, ids.OUTPUT_BASE + record.index)
         return (None, set(blob_digests([record.item]))) if own in item_ids else None
+    if isinstance(record, ToolOutcome):
+        places = {ids.parse_item_id(item_id) for item_id in item_ids}
+        own_place = (run_key, ids.OUTPUT_BASE + record.index)
+        return (None, set(blob_digests([record.fields]))) if own_place in places else None
     if isinstance(record, RunStarted):
         key, items = ids.key_of(record.id), record.input
     elif isinstance(record, ItemsAdded):

@@ -19,13 +19,13 @@ from stateroom.agent.assembler import STEERED, Assembler
 from stateroom.agent.compaction import relevant
 from stateroom.agent.context import Context, shown_blobs
 from stateroom.agent.state import add_usage
-from stateroom.agent.steps import HOSTED_CALL
 from stateroom.agent.tokens import estimate_text
 from stateroom.agent.truncation import shortened
 from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.errors import BackendFailed, BackendRejected, BackendUnavailable
 from stateroom.journal.entries import Answered, ContextItem, ItemAbandoned, RunSettings, Usage
+from stateroom.journal.hosted_items import HOSTED_CALL
 from stateroom.models.backend import (
     Backend,
     Finished,
@@ -41,6 +41,7 @@ from stateroom.models.bounds import bounded
 from stateroom.models.emulation import ToolEmulation
 from stateroom.models.router import Router
 from stateroom.models.stops import heeding_stops
+from stateroom.runtime.citations import citing
 from stateroom.runtime.fitting import fit
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.surface import ToolPlan
@@ -68,6 +69,7 @@ class Generator:
         context = run.branch.context
         await self.catch_up(run)
         call = build_call(run.settings, run.plan, model, context, stream=run.renderer is not None)
+        call.tool_choice = _choice(run)
         await fit(backend, call, context, self._router.window(run.settings.model), run.settings.truncation)
         resumed, run.resumed = run.resumed, None
         if resumed is not None and not backend.can_prefill:
@@ -85,6 +87,7 @@ class Generator:
             listener=run.renderer,
             resumed=resumed,
             seal=partial(self._sealer.seal, run.project) if SEALED_REASONING in run.settings.include else None,
+            cite=citing(run.folders),
         )
         began, run.answer_at = self._clock.monotonic(), 0.0
         finished = await self._obedient_answer(run, backend, call, assembler)
@@ -246,7 +249,7 @@ def build_call(settings: RunSettings, plan: ToolPlan, model: str, context: Conte
         model=model,
         items=context.items,
         cache=context.cache,
-        instructions=settings.instructions,
+        instructions="\n\n".join([text for text in (settings.instructions, plan.told) if text]) or None,
         functions=plan.functions,
         tool_choice=plan.choice,
         parallel_tool_calls=settings.parallel_tool_calls,
@@ -282,12 +285,18 @@ def estimate_usage(call: ModelCall, characters: int, context: Context | None = N
     return Usage(input=(size + len(call.instructions or "")) // 4 + 1, output=characters // 4 + 1, estimated=True)
 
 
+def _choice(run: LiveRun) -> str | tuple[str, ...]:
+    """What the next answer must do. A call that was demanded is demanded once: with its result the model is free."""
+    choice = run.plan.choice
+    return "auto" if run.state.answers and choice != "none" else choice
+
+
 def _may_call(run: LiveRun, name: str) -> bool:
-    plan = run.plan
-    if plan.choice == "none":
+    plan, choice = run.plan, _choice(run)
+    if choice == "none":
         return False
     if not run.settings.parallel_tool_calls and run.assembler is not None and run.assembler.calls:
         return False
-    if isinstance(plan.choice, tuple) and name not in plan.choice:
+    if isinstance(choice, tuple) and name not in choice:
         return False
     return plan.allowed is None or name in plan.allowed

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from stateroom.journal.entries import Entry, Item, ItemsAdded, RunSettings, RunS
 from stateroom.journal.store import Index, Journal, RunRow
 from stateroom.runtime.files.inputs import SOURCES, FileBudget, FileInputs
 from stateroom.settings import Limits
+from stateroom.wire.declared_secrets import open_sealed, seal
 
 BLOB_FROM_BYTES = 512
 """Tools and instructions beyond this size are kept once, by content hash, however often they are sent."""
@@ -261,6 +263,16 @@ class Inputs:
         kept = {key: value for key, value in part.items() if key != "image_url" or not url.startswith("data:")}
         return {**kept, "blob": await hold.put(data), "media_type": media_type}
 
+    def sealed(self, project: str, settings: RunSettings) -> RunSettings:
+        """The settings as they may be kept and shown: secrets in declarations of tools are sealed."""
+        tools = seal(settings.tools, partial(self._sealer.seal, project))
+        return settings if tools is settings.tools else msgspec.structs.replace(settings, tools=tools)
+
+    def opened(self, project: str, settings: RunSettings) -> RunSettings:
+        """The settings with those secrets in clear, for who carries calls out."""
+        tools = open_sealed(settings.tools, partial(self._sealer.open, project))
+        return settings if tools is settings.tools else msgspec.structs.replace(settings, tools=tools)
+
     async def compact(self, settings: RunSettings, hold: BlobHold) -> RunSettings:
         """The settings as they are journalled: large tools and instructions become blobs."""
         changes: dict[str, Any] = {}
@@ -291,7 +303,7 @@ class Inputs:
         if not any(True for _ in blob_digests([item])):
             return item
         changed = item
-        for field in ("content", "output"):
+        for field in ("content", "output", "outputs"):
             parts = item.get(field)
             if isinstance(parts, list):
                 changed = {**changed, field: [await self._shown_part(part) for part in parts]}
@@ -309,7 +321,8 @@ class Inputs:
             return bare
         data = await self._blobs.get(part["blob"])
         encoded = base64.b64encode(data or b"").decode("ascii")
-        return {**bare, "image_url": f"data:{part.get('media_type', '')};base64,{encoded}"}
+        url = f"data:{part.get('media_type', '')};base64,{encoded}"
+        return {**bare, "url" if part.get("type") == "image" else "image_url": url}
 
 
 def decode_data_url(url: str, param: str) -> tuple[bytes, str]:

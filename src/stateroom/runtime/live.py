@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from stateroom.agent.assembler import Assembler
 from stateroom.agent.state import RunState
@@ -11,7 +12,7 @@ from stateroom.journal.entries import OpenItem, RunSettings, RunView, Usage
 from stateroom.runtime.branches import ActiveBranch
 from stateroom.runtime.local import LocalContexts
 from stateroom.runtime.stream import LiveStream
-from stateroom.runtime.surface import Renderer, ToolPlan
+from stateroom.runtime.surface import Renderer, Surface, ToolPlan
 from stateroom.runtime.writer import BranchWriter
 from stateroom.telemetry.context import TraceContext, current_trace
 
@@ -28,6 +29,7 @@ class LiveRun:
         writer: BranchWriter,
         plan: ToolPlan,
         stored: bool,
+        surface: Surface | None = None,
     ) -> None:
         self.id = state.started.id
         self.state = state
@@ -36,6 +38,8 @@ class LiveRun:
         self.branch = branch
         self.writer = writer
         self.plan = plan
+        self.surface = surface
+        """Makes the plan anew when the run's own items bring tools along."""
         self.stored = stored
         self.status = "queued" if state.started.background else "in_progress"
         self.resumed: OpenItem | None = None
@@ -60,6 +64,8 @@ class LiveRun:
         """The run that goes on with its branch, because its user said something meanwhile."""
         self.local: LocalContexts | None = None
         """Where an unstored run is kept for those that continue it: with the connection that it came over."""
+        self.folders: dict[str, Any] = {}
+        """Files of the containers that it has worked in, in this process."""
         self.trace: TraceContext | None = current_trace.get()
         """Where it belongs in the trace of who asked for it."""
         self.taken_up = False

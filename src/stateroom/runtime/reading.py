@@ -6,6 +6,8 @@ import asyncio
 from contextlib import suppress
 from functools import partial
 
+import msgspec
+
 from stateroom.agent.state import RunState, fold_run
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import ContextItem, Entry, RunView
@@ -75,6 +77,13 @@ class RunReader:
     async def shown(self, held: ContextItem) -> ContextItem:
         """The item with its images in place."""
         return ContextItem(held.id, await self._inputs.shown(held.item), held.seq)
+
+    async def with_images(self, view: RunView) -> RunView:
+        """The same with the images of its output in place."""
+        if not any(output.item.get("type") == "code_interpreter_call" for output in view.output):
+            return view
+        output = [msgspec.structs.replace(held, item=await self._inputs.shown(held.item)) for held in view.output]
+        return msgspec.structs.replace(view, output=output)
 
     async def follow(self, project: str, run_id: str, *, after: int) -> LiveStream:
         """The stream of a run, with the frames beyond `after` at least. Raises NotFound, InvalidRequest."""

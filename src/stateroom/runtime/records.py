@@ -115,6 +115,26 @@ class Records:
                 while some := list(islice(own, _READ_AT_ONCE)):
                     await self._erase_places(project, branch, some)
 
+    async def erase_old_notes(
+        self, project: str, collection: str, record_id: str, old: Callable[[msgspec.Raw], bool]
+    ) -> int:
+        """As `Collection.erase_old_notes`."""
+        erased = 0
+        async with self.changing(project, collection, record_id):
+            noted = await self.noted(project, collection, record_id)
+            for branch, own in groupby(noted, key=lambda place: place.branch):
+                while some := list(islice(own, _READ_AT_ONCE)):
+                    said = [decode(entry.kind, entry.body) for entry in await self.said(project, some)]
+                    due = [
+                        place
+                        for place, each in zip(some, said, strict=True)
+                        if isinstance(each, RecordNoted) and old(each.note)
+                    ]
+                    if due:
+                        await self._erase_places(project, branch, due)
+                    erased += len(due)
+        return erased
+
     @asynccontextmanager
     async def changing(self, project: str, collection: str, record_id: str) -> AsyncGenerator[None, None]:
         """Keeps others from changing the record meanwhile."""
@@ -272,14 +292,28 @@ class Collection(Generic[State]):
         said = [decode(entry.kind, entry.body) for entry in await self._records.said(project, noted)]
         return [each.note for each in said if isinstance(each, RecordNoted)]
 
-    async def each_note(self, project: str, record_id: str) -> AsyncGenerator[msgspec.Raw, None]:
+    async def each_note(
+        self, project: str, record_id: str, *, newest_first: bool = False
+    ) -> AsyncGenerator[msgspec.Raw, None]:
         """The same, few of them in memory at a time."""
         noted = await self._records.noted(project, self.name, record_id)
+        if newest_first:
+            noted.reverse()
         for start in range(0, len(noted), _READ_AT_ONCE):
-            for entry in await self._records.said(project, noted[start : start + _READ_AT_ONCE]):
+            some = noted[start : start + _READ_AT_ONCE]
+            entries = await self._records.said(project, some[::-1] if newest_first else some)
+            for entry in reversed(entries) if newest_first else entries:
                 said = decode(entry.kind, entry.body)
                 if isinstance(said, RecordNoted):
                     yield said.note
+
+    def noted(self, record_id: str, note: msgspec.Struct) -> RecordNoted:
+        """The entry that notes it, for another commit about the record."""
+        return RecordNoted(self.name, record_id, msgspec.Raw(msgspec.json.encode(note)))
+
+    async def erase_old_notes(self, project: str, record_id: str, old: Callable[[msgspec.Raw], bool]) -> int:
+        """Erase those notes of which `old` says so; how many."""
+        return await self._records.erase_old_notes(project, self.name, record_id, old)
 
     async def erase_notes(self, project: str, record_id: str) -> None:
         """Erase what was noted of a record so far, with the blobs that nothing else needs; its state stays."""

@@ -31,11 +31,13 @@ from stateroom.journal.entries import (
 )
 from stateroom.journal.store import Index, Journal, RunRow
 from stateroom.models.router import Router
+from stateroom.runtime.approvals import check_approvals
 from stateroom.runtime.branches import ActiveBranch, Branches
 from stateroom.runtime.checks import check_format
 from stateroom.runtime.dispatch import LocalDispatcher
 from stateroom.runtime.erasure import Erasure
 from stateroom.runtime.generate import Generator, build_call
+from stateroom.runtime.hosted_calls import HostedCalls
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.local import LocalContexts, detached
@@ -88,6 +90,7 @@ class Runs(RunReader):
         surfaces: Mapping[str, Surface],
         limits: Limits,
         rates: Rates | None = None,
+        hosted: HostedCalls | None = None,
     ) -> None:
         super().__init__(journal, index, branches, inputs)
         self._ephemeral = ephemeral
@@ -98,6 +101,7 @@ class Runs(RunReader):
         self._limits = limits
         self._rates = rates or Rates(SystemClock())
         self.dispatcher: LocalDispatcher  # set by app.py: the dispatcher reports back to `ended`
+        self.hosted = hosted or HostedCalls({})
         self._taking_up = TakeUp(
             self,
             journal=journal,
@@ -169,9 +173,23 @@ class Runs(RunReader):
         settings = configured(settings, steering)
         check_format(settings)
         plan = surface.plan(settings, steering)
+        run_id = request.id or ids.new_id("resp")
+        if plan.environments or plan.servers:
+            base = await self.hosted.base(project, branch.state, items)
+            await self.hosted.check(project, ids.key_of(run_id), plan, base, branch=branch.branch)
+        settings = self._inputs.sealed(project, settings)
+        check_approvals(items, branch.state.items)
+        self.hosted.programs.check(
+            project,
+            branch.state,
+            ids.key_of(run_id),
+            items,
+            plan,
+            goes_on=request.generate and not settings.compact_now,
+        )
         frames = request.stream or request.background
         started = RunStarted(
-            id=request.id or ids.new_id("resp"),
+            id=run_id,
             settings=await self._inputs.compact(settings, hold) if request.store else settings,
             input=items,
             surface=surface.name,
@@ -190,7 +208,15 @@ class Runs(RunReader):
             writer.add(record)
         state = branch.state.open
         assert state is not None, "a run was just started on this branch"
-        run = LiveRun(state=state, settings=settings, branch=branch, writer=writer, plan=plan, stored=request.store)
+        run = LiveRun(
+            state=state,
+            settings=settings,
+            branch=branch,
+            writer=writer,
+            plan=plan,
+            stored=request.store,
+            surface=surface,
+        )
         writer.keeps_frames = not surface.one_off
         if frames:
             writer.stream = LiveStream()

@@ -12,7 +12,6 @@ from typing import Final
 
 from stateroom import ids
 from stateroom.access.rates import Rates
-from stateroom.agent.steps import CLIENT_CALLS
 from stateroom.errors import InvalidRequest, RequestError, StateroomError, StorageError
 from stateroom.journal.entries import Item, RunStarted, RunSteered
 from stateroom.runtime.branches import Branches
@@ -24,8 +23,6 @@ from stateroom.settings import Limits
 
 STEERS_MAX: Final = 16
 """What may be said to one run before it ends."""
-
-_AWAITED: Final = CLIENT_CALLS | {"tool_search_call"}
 
 
 class Steering:
@@ -104,14 +101,23 @@ class Steering:
         plan: ToolPlan = NoTools()
         refusal: StateroomError | None = None
         try:
-            plan = surface.plan(run.settings, [*branch.state.steering, *state.started.input])
+            opened = self._inputs.opened(run.project, run.settings)
+            plan = surface.plan(opened, [*branch.state.steering, *state.started.input])
         except RequestError as error:
             refusal = error
         writer = self._branches.writer(branch, journal=run.writer.journal)
         writer.lease = run.writer.lease
         writer.run = state.start
         writer.keeps_frames = run.writer.keeps_frames
-        new = LiveRun(state=state, settings=run.settings, branch=branch, writer=writer, plan=plan, stored=run.stored)
+        new = LiveRun(
+            state=state,
+            settings=run.settings,
+            branch=branch,
+            writer=writer,
+            plan=plan,
+            stored=run.stored,
+            surface=surface,
+        )
         new.failure = refusal
         new.local = run.local
         if state.started.frames:
@@ -130,7 +136,7 @@ def awaits_client(run: LiveRun) -> bool:
     state = run.state
     if state.ended is None or state.ended.status != "completed":
         return False
-    return any(output.item.get("type") in _AWAITED for output in state.output[state.answer_start :])
+    return state.awaits_client
 
 
 def _check_open(run: LiveRun) -> None:

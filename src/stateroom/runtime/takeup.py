@@ -14,8 +14,8 @@ from functools import partial
 
 from stateroom.access.rates import Rates
 from stateroom.agent.compaction import COMPACTION
-from stateroom.agent.state import OPEN, RunState
-from stateroom.agent.steps import HOSTED_CALL
+from stateroom.agent.hosted import tool_of
+from stateroom.agent.state import OPEN, STEERING, RunState
 from stateroom.errors import BackendUnavailable, RequestError, StateroomError
 from stateroom.journal.entries import ItemAbandoned
 from stateroom.journal.store import Index, Journal, RunRow
@@ -122,7 +122,9 @@ class TakeUp:
         plan: ToolPlan = NoTools()
         can_prefill = False
         try:
-            plan = surface.plan(settings, [*branch.state.steering, *started.input])
+            own = [output.item for output in state.output if output.item.get("type") in STEERING]
+            opened = self._inputs.opened(row.project, settings)
+            plan = surface.plan(opened, [*branch.state.steering, *started.input, *own])
             if asks_model:
                 backend = await self._backend_of(settings.model, settings.served)
                 can_prefill = backend.can_prefill
@@ -131,7 +133,9 @@ class TakeUp:
         writer = self._branches.writer(branch)
         writer.run = state.start
         writer.keeps_frames = not surface.one_off
-        run = LiveRun(state=state, settings=settings, branch=branch, writer=writer, plan=plan, stored=True)
+        run = LiveRun(
+            state=state, settings=settings, branch=branch, writer=writer, plan=plan, stored=True, surface=surface
+        )
         run.failure = refusal
         run.trace, run.taken_up = traced(started.trace), True
         if started.frames:
@@ -214,4 +218,5 @@ def _pause(waited: float, error: StateroomError) -> float:
 
 
 def _is_hosted(state: RunState, index: int) -> bool:
-    return any(held.index == index and held.item.get("type") == HOSTED_CALL for held in state.output)
+    """Whether it is a call that is carried out here: its item stays open until there is an outcome."""
+    return any(held.index == index and tool_of(held.item) for held in state.output)

@@ -16,9 +16,9 @@ from stateroom.telemetry.metrics import CommitMeter, Counter, Histogram, Histogr
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-Read: TypeAlias = Callable[[], float]
+Read: TypeAlias = Callable[[], "float | Counter"]
 Gauges: TypeAlias = Mapping[str, Read]
-"""What is not counted but looked up: by the name of its metric."""
+"""What is looked up, or counted elsewhere: by the name of its metric."""
 
 
 class Described(msgspec.Struct, frozen=True):
@@ -96,6 +96,29 @@ METRICS: Final = (
     ),
     Described("stateroom_tool_calls", "counter", "Calls of hosted tools: ok, failed or broke.", ("tool", "outcome")),
     Described("stateroom_tool_call_seconds", "histogram", "How long such a call took.", ("tool",)),
+    Described("stateroom_mcp_connections", "gauge", "Open connections to MCP servers."),
+    Described("stateroom_workspaces_live", "gauge", "Workspaces that have processes (`workspaces.live`)."),
+    Described(
+        "stateroom_workspace_starts",
+        "counter",
+        "Starts of a workspace's processes; outcome: ok, or the error's code.",
+        ("driver", "outcome"),
+    ),
+    Described("stateroom_workspace_start_seconds", "histogram", "How long one that succeeded took."),
+    Described("stateroom_workspace_breaches", "counter", "Times that processes were ended for a limit of theirs."),
+    Described("stateroom_workspace_commits", "counter", "Commits of files and variables to the content store."),
+    Described("stateroom_workspace_commit_bytes", "counter", "Bytes of files that were new to it."),
+    Described("stateroom_workspace_commit_seconds", "histogram", "How long a commit took."),
+    Described("stateroom_content_bytes", "gauge", "Size of the content store on the disk."),
+    Described(
+        "stateroom_egress_decisions",
+        "counter",
+        "What sandboxes asked to reach: allowed, refused, or failed on the other side; reason as the log has it.",
+        ("verdict", "reason"),
+    ),
+    Described("stateroom_egress_sent_bytes", "counter", "Bytes that sandboxes sent, by finished connections."),
+    Described("stateroom_egress_received_bytes", "counter", "Bytes that they were sent."),
+    Described("stateroom_egress_connections", "gauge", "Connections of sandboxes to the proxy."),
     Described("stateroom_journal_changes", "counter", "Changes that were handed to the journal's writer."),
     Described("stateroom_journal_failures", "counter", "Those of them that were refused or failed."),
     Described("stateroom_journal_commit_seconds", "histogram", "How long a commit took, with all that went into it."),
@@ -138,7 +161,7 @@ class Exposition:
         yield from self._process.collect()
 
     def _held(self) -> dict[str, Any]:
-        own, journal = self._instruments, self._journal
+        own, journal, places = self._instruments, self._journal, self._instruments.workspaces
         return {
             "stateroom_build_info": {(self._version,): 1},
             "stateroom_http_requests": own.requests,
@@ -160,6 +183,12 @@ class Exposition:
             "stateroom_tokens": own.tokens,
             "stateroom_tool_calls": own.tool_calls,
             "stateroom_tool_call_seconds": own.tool_seconds,
+            "stateroom_workspace_starts": places.starts,
+            "stateroom_workspace_start_seconds": places.start_seconds,
+            "stateroom_workspace_breaches": places.breaches,
+            "stateroom_workspace_commits": places.commits,
+            "stateroom_workspace_commit_bytes": places.commit_bytes,
+            "stateroom_workspace_commit_seconds": places.commit_seconds,
             "stateroom_journal_changes": journal.changes,
             "stateroom_journal_failures": journal.failures,
             "stateroom_journal_commit_seconds": journal.commit_seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stateroom.telemetry.metrics import Counter, Histogram, Histograms
+from stateroom.telemetry.metrics import Counter, Histogram, Histograms, WorkspaceMeter
 from stateroom.telemetry.spans import Tracer
 
 
@@ -30,6 +30,7 @@ class Instruments:
         "tool_calls",
         "tool_seconds",
         "tracer",
+        "workspaces",
     )
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -51,5 +52,6 @@ class Instruments:
         self.tokens = Counter()
         self.tool_calls = Counter()
         self.tool_seconds = Histograms()
+        self.workspaces = WorkspaceMeter()
         self.events = 0
         self.frames = 0

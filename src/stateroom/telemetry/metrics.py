@@ -90,6 +90,21 @@ class CommitMeter:
         """Of the change that had waited longest, for each commit."""
 
 
+class WorkspaceMeter:
+    """What was done to workspaces: starts of their processes, ends for a limit, commits of their files."""
+
+    __slots__ = ("breaches", "commit_bytes", "commit_seconds", "commits", "start_seconds", "starts")
+
+    def __init__(self) -> None:
+        self.starts = Counter()
+        """By driver, and outcome: ok, or the error's code."""
+        self.start_seconds = Histogram()
+        self.breaches = 0
+        self.commits = 0
+        self.commit_bytes = 0
+        self.commit_seconds = Histogram()
+
+
 def code_label(code: str) -> str:
     """An error's code as a label: one of ours, or a model server's that is a plain word."""
     return code if _CODE.fullmatch(code) else OTHER

@@ -8,7 +8,10 @@ what is in that commit: start, steer, item, compaction (such an item), intent, o
 deletion, frames, take_up (recovery taking a run), redact, and what was done to a record of a collection: put_file,
 note_batch and the like (`RECORD_MARKS`). On the event loop there are `publish` (a batch of events was given to the
 readers, who have not been woken yet), `sent` (they have), and `mid_stream` (publish, of neither the first nor the last
-batch of a run). The tools of probe_server.py add `before_effect`, `mid_effect` and `after_effect`.
+batch of a run). The tools of probe_server.py add `before_effect`, `mid_effect` and `after_effect`; the workspaces of
+mortal_workspaces.py add `WORKSPACE_POINTS`.
+
+`POINT:N@VICTIM` leaves this process alive and kills, at the n-th passing, what holds its sandboxes: see `VICTIMS`.
 
 A line `slow:N` makes no one die: from then on each commit takes N milliseconds longer, as on a slow disk.
 """
@@ -20,7 +23,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,17 +53,36 @@ _RECORDS: Final = frozenset((Kind.RECORD_PUT, Kind.RECORD_NOTED, Kind.RECORD_DRO
 RECORD_MARKS: Final = (
     *("put_file", "drop_file", "put_upload", "note_upload", "put_upload_part", "drop_upload_part"),
     *("put_batch", "note_batch", "put_webhook_endpoint", "drop_webhook_endpoint", "put_webhook_delivery"),
+    *("put_skill", "drop_skill", "put_skill_version", "drop_skill_version"),
+    *("put_container", "note_container", "drop_container"),
     *("put_idempotency", "put_chat_metadata"),
 )
 _OWN_MARKS: Final = (
     *("commit", *dict.fromkeys(_MARKS.values()), "compaction", *RECORD_MARKS, "frames", "take_up", "redact"),
 )
 
+WORKSPACE_POINTS: Final = (
+    *("before_command", "mid_command", "after_command", "before_write", "after_write"),
+    *("before_start_sandbox", "after_start_sandbox", "before_freeze", "after_freeze"),
+    *("before_content", "after_content", "after_snapshot", "before_kept", "after_kept"),
+    *("before_materialise", "mid_materialise", "after_materialise"),
+    *("before_discard", "after_discard", "before_sweep", "mid_sweep", "after_sweep"),
+)
+"""Around what the workspaces of hosted tools do: commands and cells (`mid`: something came of one), files that are put
+there, sandboxes, the commits of their files (`content`: the transaction of the content store; `snapshot`: all is
+written and nothing refers to it; `kept`: the journal knows, the directory does not), getting them back, and the
+collection of what nothing refers to."""
+
 POINTS: Final = (
     *(f"{side}_{mark}" for mark in _OWN_MARKS for side in ("before", "after")),
     *("publish", "sent", "mid_stream", "before_effect", "mid_effect", "after_effect"),
+    *WORKSPACE_POINTS,
 )
 """Every point there is."""
+
+VICTIMS: Final = ("bwrap", "agent", "interpreter", "command")
+"""What can be killed instead of the server: the process that holds a sandbox from outside, the first one inside, the
+Python that runs cells, and whatever else runs there."""
 
 _SENT_SECONDS: Final = 0.002
 """After this long the readers of a published batch have been woken and have written it to their sockets."""
@@ -70,21 +93,31 @@ class KillPoints:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._point = ""
-        self._left = 0
+        self._armed: dict[str, list[_Strike]] = {}
         self.commit_seconds = 0.0
         """By which each commit is slower."""
+        self.strike: Callable[[str], None] = lambda victim: None
+        """Kills what is not this process."""
 
     def arm(self, spec: str) -> None:
-        """Die at the n-th passing of a point from now on, given as `POINT:N`; '' disarms. Raises ValueError."""
-        point, _, count = spec.partition(":")
+        """Die at the n-th passing of a point from now on, given as `POINT:N`; '' disarms all. Raises ValueError.
+
+        `POINT:N@VICTIM` kills something else there.
+        """
+        point, _, rest = spec.partition(":")
+        count, _, victim = rest.partition("@")
         if point == SLOW:
             self.commit_seconds = int(count) / 1000
             return
         if point and point not in POINTS:
             raise ValueError(f"{point!r} is not a kill point: {', '.join(POINTS)}")
+        if victim and victim not in VICTIMS:
+            raise ValueError(f"{victim!r} is not a victim: {', '.join(VICTIMS)}")
         with self._lock:
-            self._point, self._left = point, int(count or 1)
+            if not point:
+                self._armed = {}
+                return
+            self._armed.setdefault(point, []).append(_Strike(int(count or 1), victim))
 
     def listen(self, fifo: Path) -> None:
         """Let others arm it through a FIFO, one spec a line."""
@@ -98,13 +131,26 @@ class KillPoints:
 
     def reach(self, point: str) -> None:
         """Pass a point; does not return when it was the one."""
-        if point != self._point:
+        if point not in self._armed:
             return
         with self._lock:
-            self._left -= 1
-            if self._left == 0:
+            victims = []
+            for strike in self._armed.get(point, ()):
+                strike.left -= 1
+                if strike.left == 0:
+                    victims.append(strike.victim)
+            if "" in victims:
                 os.kill(os.getpid(), signal.SIGKILL)
                 threading.Event().wait()
+        for victim in victims:
+            self.strike(victim)
+
+
+@dataclass
+class _Strike:
+    left: int
+    victim: str
+    """'': this process."""
 
 
 def from_environment() -> KillPoints:

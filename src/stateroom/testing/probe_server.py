@@ -7,8 +7,8 @@ The tools `stateroom:probe_effect`, `stateroom:probe_idempotent` and `stateroom:
 STATEROOM_TEST_EFFECTS names, `begin RUN CALL ATTEMPT` and `end RUN CALL ATTEMPT`, before and after that delay. For ways
 to die see kill_points.py.
 
-On SIGUSR1 it writes to the file that STATEROOM_TEST_TASKS names how many tasks its event loop has, by the names of
-their coroutines, as JSON.
+With STATEROOM_TEST_HURRY containers are looked after every few seconds and not every few minutes, and what nothing
+refers to leaves the content store as soon.
 
 On SIGUSR1 it writes to the file that STATEROOM_TEST_TASKS names how many tasks its event loop has, by the name of their
 coroutines, as JSON.
@@ -31,10 +31,12 @@ from stateroom import serving
 from stateroom.cli.main import main as run_command_line
 from stateroom.journal.entries import Effect
 from stateroom.testing.kill_points import KillPoints, from_environment, make_mortal
-from stateroom.tools.tool import HostedFunction, Tool, ToolCall, ToolResult
+from stateroom.testing.mortal_workspaces import hurry, make_workspaces_mortal
+from stateroom.tools.tool import HostedFunction, Printed, Tool, ToolCall, ToolResult
 
 EFFECTS: Final = "STATEROOM_TEST_EFFECTS"
 TASKS: Final = "STATEROOM_TEST_TASKS"
+HURRY: Final = "STATEROOM_TEST_HURRY"
 
 _PARAMETERS: Final = {
     "type": "object",
@@ -66,7 +68,7 @@ class ProbeTool:
     def effect(self, call: ToolCall) -> Effect:
         return self._effect
 
-    async def run(self, call: ToolCall) -> ToolResult:
+    async def run(self, call: ToolCall, printed: Printed | None = None) -> ToolResult:
         asked = msgspec.json.decode(call.arguments, type=_Arguments)
         self._points.reach("before_effect")
         self._note("begin", call)
@@ -113,6 +115,9 @@ def _write_tasks(file: Path) -> None:
 def main() -> None:
     """The command line of `stateroom`, with what is needed here wired into the server."""
     points = from_environment()
+    make_workspaces_mortal(points)
+    if os.environ.get(HURRY):
+        hurry()
     tools = probe_tools(points, os.environ.get(EFFECTS, ""))
     real = _with_tasks_shown(serving.serve, os.environ.get(TASKS, ""))
     wired = partial(real, tools=tools, wrap_journal=lambda journal: make_mortal(journal, points))

@@ -38,8 +38,13 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         module: str = "stateroom.cli.main",
         log: Path | None = None,
+        user: int | None = None,
+        python: str = sys.executable,
     ) -> None:
+        """`user`: whose process it is, and of which group; it takes root to have it another's."""
         self.data = data
+        self._user = user
+        self._python = python
         self.port = port
         self.url = ""
         """Base URL with version, once it is started."""
@@ -60,7 +65,7 @@ class ServerProcess:
         """Start it and wait for nothing."""
         backends = [word for url in self._backends for word in ("--backend", url)]
         command = [
-            *(sys.executable, "-m", self._module, "serve", "--port", str(self.port), "--data", str(self.data)),
+            *(self._python, "-m", self._module, "serve", "--port", str(self.port), "--data", str(self.data)),
             *backends,
             *self._options,
         ]
@@ -74,6 +79,9 @@ class ServerProcess:
                 stderr=log,
                 env={**os.environ, **own},
                 start_new_session=True,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
             )
         return self
 

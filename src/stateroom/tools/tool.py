@@ -6,11 +6,12 @@ call that was cut off is made again, an `effect` never is; its outcome is record
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
-from stateroom.journal.entries import Effect
+from stateroom.journal.entries import Effect, Item
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -23,17 +24,33 @@ class ToolCall(msgspec.Struct, frozen=True):
     call_id: str
     """What the model's server calls it: two calls of one run may have the same."""
     name: str
+    """As the model knows the tool."""
     arguments: str
-    """JSON, as the model wrote it: not validated."""
+    """JSON, as the model wrote it: not validated. Empty where the item has it in fields of its own."""
     attempt: int = 1
     """Above 1 when a crash cut off an earlier attempt."""
+    item: Item = {}
+    """The call's item, packed."""
+    declaration: Mapping[str, Any] = {}
+    """Of the MCP server whose tool it is, secrets included."""
+    workspace: Callable[[], Awaitable[Any]] | None = None
+    """Opens the container (a `workspaces.live.Workspace`) that the call works in."""
 
 
 class ToolResult(msgspec.Struct, frozen=True):
-    """What the model is told."""
+    """What came of it."""
 
-    output: str
+    output: str = ""
+    """What the model is told, where `fields` and `item` do not say it."""
     failed: bool = False
+    unknown: bool = False
+    """Nobody can say whether it took effect."""
+    fields: dict[str, Any] | None = None
+    """What the call's item gains."""
+    item: Item | None = None
+    """The item of the result, for tools that have one."""
+    images: tuple[bytes, ...] = ()
+    """PNG: they join `fields["outputs"]`."""
 
 
 class HostedFunction(msgspec.Struct, frozen=True):
@@ -44,6 +61,10 @@ class HostedFunction(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+Printed = Callable[[int, str, str], None]
+"""Told what a command says while it runs: the position of the command in its call, stdout, stderr."""
+
+
 class Tool(Protocol):
     """A hosted tool, declared by clients as `{"type": TYPE, ...}`."""
 
@@ -51,14 +72,14 @@ class Tool(Protocol):
     """Prefixed `stateroom:` unless it is one of OpenAI's."""
 
     @property
-    def function(self) -> HostedFunction:
-        """What the model may call."""
+    def function(self) -> HostedFunction | None:
+        """What the model may call; None for types whose functions are known elsewhere."""
         ...
 
     def effect(self, call: ToolCall) -> Effect:
         """What this call would do to the world."""
         ...
 
-    async def run(self, call: ToolCall) -> ToolResult:
+    async def run(self, call: ToolCall, printed: Printed | None = None) -> ToolResult:
         """Carry it out. Ordinary failures are a failed result, not an exception."""
         ...

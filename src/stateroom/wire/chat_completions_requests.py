@@ -33,6 +33,9 @@ _LOGPROBS: Final = "message.output_text.logprobs"
 _DECODE_CREATE: Final = msgspec.json.Decoder(shapes.Create)
 _DECODE_UPDATE: Final = msgspec.json.Decoder(shapes.Update)
 _INPUT: Final = re.compile(r"\binput\[(\d+)\]")
+_RESPONSES_ONLY: Final = frozenset(
+    ("shell", "local_shell", "apply_patch", "code_interpreter", "mcp", "tool_search", "programmatic_tool_calling")
+)
 _TOOL: Final = re.compile(r"\Atools\[(\d+)\]\.(?=name|description|parameters|format|strict)")
 
 
@@ -240,6 +243,9 @@ def _tool(tool: Mapping[str, Any], path: str) -> dict[str, Any]:
             "type": "custom",
             **_given(name=held["name"], description=held.get("description"), format=wanted),
         }
+    if kind in _RESPONSES_ONLY:
+        message = f"Chat completions have no items for tools of type '{kind}' ('{path}'). Use /v1/responses."
+        raise InvalidRequest(message, code="unsupported_tool", param=f"{path}.type")
     return dict(tool)
 
 

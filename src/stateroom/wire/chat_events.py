@@ -129,6 +129,12 @@ class ChatRenderer:
         else:
             self._chunk({"tool_calls": [{"index": position, "function": {"arguments": delta}}]})
 
+    def called(self, index: int, item: Item) -> None:
+        """A call that is carried out here: nobody is told of it."""
+
+    def printed(self, index: int, command: int, stdout: str, stderr: str) -> None:
+        """The same for what a command says."""
+
     def item_closed(self, index: int, item_id: str, item: Item) -> None:
         """An item is finished: what only comes with its end is told."""
         if index in self._calls and item.get("extra"):

@@ -15,7 +15,8 @@ import msgspec
 
 from stateroom import ids
 from stateroom.journal.entries import Frame, Item, OpenItem, RunView
-from stateroom.wire.items import unpack
+from stateroom.wire.hosted_events import called, closing, opened, printed
+from stateroom.wire.items import unpack, withheld
 from stateroom.wire.open_items import STREAMED, Part, Streamed, StreamedItem, seen_events, skeleton
 from stateroom.wire.responses import ENCODE, ResponseTemplate
 from stateroom.wire.sse import DONE, KEEPALIVE, escape_line_breaks, events_of, slice_events
@@ -55,7 +56,18 @@ class ImpossibleEvent(RuntimeError):
 class ResponsesRenderer:
     """Turns what happens to one run into its stream."""
 
-    __slots__ = ("_closed", "_encoded", "_first", "_obfuscate", "_open", "_out", "_template", "next_sequence", "stage")
+    __slots__ = (
+        "_closed",
+        "_encoded",
+        "_first",
+        "_include",
+        "_obfuscate",
+        "_open",
+        "_out",
+        "_template",
+        "next_sequence",
+        "stage",
+    )
 
     def __init__(self, view: RunView, *, obfuscate: bool = False) -> None:
         self.next_sequence = 0
@@ -64,6 +76,7 @@ class ResponsesRenderer:
         """State of the run, as in RUN_LIFE."""
         self._template = ResponseTemplate(view)
         self._obfuscate = obfuscate
+        self._include = view.settings.include
         self._out: list[bytes] = []
         self._first = 0
         self._open: dict[int, StreamedItem] = {}
@@ -127,6 +140,21 @@ class ResponsesRenderer:
         kind = streamed.kind if streamed is not None else "function_call"
         self._delta(self._part(index, kind), delta, None)
 
+    def called(self, index: int, item: Item) -> None:
+        """A call is written that is carried out here, and whose item will hold the outcome."""
+        self._advance("item")
+        self._step(index, "delta")
+        streamed = self._open[index]
+        streamed.told = True
+        for kind, fields in called(item, streamed.place()):
+            self._emit(kind, fields)
+
+    def printed(self, index: int, command: int, stdout: str, stderr: str) -> None:
+        """A command of a shell call, whose output this item is, said something."""
+        self._advance("item")
+        self._step(index, "delta")
+        self._emit(*printed(self._open[index].place(), command, stdout, stderr))
+
     def item_closed(self, index: int, item_id: str, item: Item) -> None:
         """An output item is finished. What its stream still lacks, up to the whole item, is made up for."""
         self._advance("item")
@@ -138,7 +166,7 @@ class ResponsesRenderer:
             raise ImpossibleEvent(f"item {index} was opened as {streamed.id} and closed as {item_id}")
         del self._open[index]
         self._closed.add(index)
-        final = unpack(item, item_id)
+        final = withheld(unpack(item, item_id), self._include)
         self._summarise(streamed, final)
         parts = streamed.final_parts(final)
         for position, (form, text, shown) in enumerate(parts):
@@ -148,9 +176,12 @@ class ResponsesRenderer:
                     raise ImpossibleEvent(f"part {position} of item {index} was streamed as another type")
             else:
                 part = self._begin_part(streamed, form)
+            self._annotate(part, shown)
             self._finish_part(streamed, part, text, shown)
         for part in streamed.parts[len(parts) :]:
             self._finish_part(streamed, part, part.text(), part.shown())
+        for kind, fields in closing(item, streamed.place(), told=streamed.told):
+            self._emit(kind, fields)
         encoded = ENCODE(final)
         self._encoded[index] = encoded
         self._item("response.output_item.done", index, encoded)
@@ -217,6 +248,8 @@ class ResponsesRenderer:
         elif kind == "response.output_item.done":
             del self._open[event.output_index]
             self._closed.add(event.output_index)
+            if event.item.get("type") == "code_interpreter_call":  # the record of it has no images
+                self._encoded[event.output_index] = ENCODE(event.item)
         elif event.output_index in self._open:
             self._open[event.output_index].replay(kind, event)
 
@@ -234,6 +267,8 @@ class ResponsesRenderer:
     def _start(self, index: int, item_id: str, item: Item) -> StreamedItem:
         streamed = self._open[index] = StreamedItem(index, item_id, item)
         self._item("response.output_item.added", index, ENCODE(streamed.opening()))
+        for kind, fields in opened(streamed.kind, streamed.place()):
+            self._emit(kind, fields)
         return streamed
 
     def _part(self, index: int, kind: str) -> Part:
@@ -287,6 +322,11 @@ class ResponsesRenderer:
         self._emit(part.form.done_event, part.done_fields(text, streamed.item))
         if part.form.in_content:
             self._emit("response.content_part.done", {**part.place, "part": shown})
+
+    def _annotate(self, part: Part, shown: dict[str, Any]) -> None:
+        for position, annotation in enumerate(shown.get("annotations") or ()):
+            fields = {**part.place, "annotation_index": position, "annotation": annotation}
+            self._emit("response.output_text.annotation.added", fields)
 
     def _abandon(self, index: int) -> None:
         streamed = self._open.pop(index)

@@ -26,6 +26,14 @@ class _Common(msgspec.Struct):
     id: Id | None = None
 
 
+class Caller(msgspec.Struct):
+    """Who made a call: the model, or a program of its own."""
+
+    type: Literal["direct", "program"]
+    caller_id: CallId | None = None
+    """The `call_id` of the program."""
+
+
 class _Item(_Common):
     status: Status | None = None
 
@@ -57,6 +65,7 @@ class FunctionCall(_Item, kw_only=True):
     arguments: str
     namespace: str | None = None
     is_async: bool | None = msgspec.field(name="async", default=None)
+    caller: Caller | None = None
 
 
 class CallOutput(_Item, kw_only=True):
@@ -64,6 +73,7 @@ class CallOutput(_Item, kw_only=True):
     output: str | list[Any]
     name: str | None = None
     namespace: str | None = None
+    caller: Caller | None = None
 
 
 class CustomToolCall(_Item, kw_only=True):
@@ -72,6 +82,7 @@ class CustomToolCall(_Item, kw_only=True):
     input: str
     namespace: str | None = None
     is_async: bool | None = msgspec.field(name="async", default=None)
+    caller: Caller | None = None
 
 
 class FileSearchCall(_HostedCall, kw_only=True):
@@ -104,6 +115,10 @@ class CodeInterpreterCall(_HostedCall, kw_only=True):
     container_id: str
     code: str | None = None
     outputs: list[dict[str, Any]] | None = None
+    approval_request_id: str | None = None
+    call_id: CallId | None = None
+    """Of a call that a program made."""
+    caller: Caller | None = None
 
 
 class LocalShellCall(_Item, kw_only=True):
@@ -125,6 +140,8 @@ class ShellCall(_Item, kw_only=True):
     call_id: CallId
     action: ShellAction
     environment: dict[str, Any] | None = None
+    approval_request_id: str | None = None
+    caller: Caller | None = None
 
 
 class ShellOutcome(msgspec.Struct):
@@ -142,17 +159,21 @@ class ShellCallOutput(_Item, kw_only=True):
     call_id: CallId
     output: list[ShellChunk]
     max_output_length: int | None = None
+    caller: Caller | None = None
 
 
 class ApplyPatchCall(_Item, kw_only=True):
     call_id: CallId
     operation: dict[str, Any]
+    approval_request_id: str | None = None
+    caller: Caller | None = None
 
 
 class ApplyPatchCallOutput(_Common, kw_only=True):
     call_id: CallId
     status: Literal["completed", "failed"] | None = None
     output: str | None = None
+    caller: Caller | None = None
 
 
 class McpListTools(_Common, kw_only=True):
@@ -165,6 +186,9 @@ class McpApprovalRequest(_Common, kw_only=True):
     server_label: str
     name: str
     arguments: str
+    call_id: CallId | None = None
+    """Of a call that a program made."""
+    caller: Caller | None = None
 
 
 class McpApprovalResponse(_Common, kw_only=True):
@@ -180,6 +204,9 @@ class McpCall(_HostedCall, kw_only=True):
     output: str | None = None
     error: Any = None
     approval_request_id: str | None = None
+    call_id: CallId | None = None
+    """Of a call that a program made."""
+    caller: Caller | None = None
 
 
 class Compaction(_Common, kw_only=True):
@@ -204,12 +231,14 @@ class ToolSearchCall(_Item, kw_only=True):
     arguments: Any
     call_id: str | None = None
     execution: Literal["server", "client"] | None = None
+    caller: Caller | None = None
 
 
 class ToolSearchOutput(_Item, kw_only=True):
     tools: list[dict[str, Any]]
     call_id: str | None = None
     execution: Literal["server", "client"] | None = None
+    caller: Caller | None = None
 
 
 class Program(_Common, kw_only=True):

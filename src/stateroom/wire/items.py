@@ -8,12 +8,12 @@ packed item; ids that we derive are never in it.
 An image or file part may hold bytes by reference: `blob`, `text_blob` and `data_blob`, content hashes of an image, of
 what models read of a file and of the file as it was sent, and `media_type`. Only the runtime puts them there; callers
 may not send them, and they never leave the server. The same holds for `upstream`: what another server has to get back
-of an item that came from there; and for `compacted`: what a compaction item stands for.
+of an item that came from there; for `compacted`: what a compaction item stands for; and for `HOSTED_FIELDS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 import msgspec
@@ -21,6 +21,7 @@ import msgspec
 from stateroom import ids
 from stateroom.errors import InvalidRequest
 from stateroom.journal.entries import Item
+from stateroom.journal.hosted_items import caller_of
 from stateroom.wire.decoding import Bounds, validate
 from stateroom.wire.item_types import REFUSED, TYPES
 
@@ -30,11 +31,16 @@ Resolver: TypeAlias = Callable[[str, str], str | None]
 _ROLES: Final = ("user", "assistant", "system", "developer")
 _TEXT_PARTS: Final = frozenset(("input_text", "output_text", "text", "summary_text", "reasoning_text"))
 _RESERVED: Final = ("blob", "text_blob", "data_blob", "media_type")
-_PRIVATE: Final = ("upstream", "compacted")
+HOSTED_FIELDS: Final = ("hosted", "malformed", "called", "effect", "in_container")
+"""What the runtime notes in the items of calls that it carries out."""
+_PRIVATE: Final = ("upstream", "compacted", *HOSTED_FIELDS)
+OUTPUTS: Final = "code_interpreter_call.outputs"
+"""The value of `include` that asks for them."""
 _SOURCES: Final = {
     "input_image": ("image_url", "file_id"),
     "input_file": ("file_data", "file_url", "file_id"),
 }
+_SHOWN_AS: Final = {"input_file": "file_data", "image": "url"}
 _NO_BOUNDS: Final = Bounds()
 
 
@@ -233,12 +239,23 @@ def unpack(item: Item, item_id: str, resolve: Resolver | None = None) -> dict[st
     shown["id"] = item_id
     for name in _PRIVATE:
         shown.pop(name, None)
-    if known is not None and known.parts:
-        value = shown.get(known.parts)
+    if known is not None and (known.parts or kind == "code_interpreter_call"):
+        field = known.parts or "outputs"
+        value = shown.get(field)
         if type(value) is list:
-            shown[known.parts] = [_show_part(part, resolve) for part in value]
+            shown[field] = [_show_part(part, resolve) for part in value]
         elif type(value) is dict:
-            shown[known.parts] = _show_part(value, resolve)
+            shown[field] = _show_part(value, resolve)
+    return shown
+
+
+def withheld(shown: dict[str, Any], include: Sequence[str]) -> dict[str, Any]:
+    """The item without what is only shown to who asks for it by `include`.
+
+    What a program was answered is always shown: its replay needs it, wherever the history is kept.
+    """
+    if shown["type"] == "code_interpreter_call" and OUTPUTS not in include and not caller_of(shown):
+        shown["outputs"] = None
     return shown
 
 
@@ -265,7 +282,7 @@ def _show_part(part: dict[str, Any], resolve: Resolver | None) -> dict[str, Any]
         digest, media_type = part.pop("blob"), part.pop("media_type", "")
         url = resolve(digest, media_type) if resolve is not None else None
         if url is not None:
-            part["file_data" if kind == "input_file" else "image_url"] = url
+            part[_SHOWN_AS.get(kind or "", "image_url")] = url
     elif "text_blob" in part:
         part = {name: value for name, value in part.items() if name not in _RESERVED}
     if kind == "input_image" and "detail" not in part:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from stateroom.journal.entries import Frame, Item, OpenItem
+from stateroom.wire.hosted_events import EMPTY, IN_PROGRESS, TOLD
 from stateroom.wire.item_types import TYPES
 from stateroom.wire.items import type_of, unpack
 from stateroom.wire.sse import events_of
@@ -96,7 +97,7 @@ class Part:
 class StreamedItem:
     """An output item of which at least `response.output_item.added` went out."""
 
-    __slots__ = ("id", "index", "item", "kind", "part", "parts", "summaries")
+    __slots__ = ("id", "index", "item", "kind", "part", "parts", "summaries", "told")
 
     def __init__(self, index: int, item_id: str, item: Item) -> None:
         self.index = index
@@ -109,11 +110,13 @@ class StreamedItem:
         """The part that is open now."""
         self.summaries: list[Part] = []
         """Only the last one may be open."""
+        self.told = False
+        """Of a call that is carried out here: what the model wrote was shown."""
 
     @classmethod
     def restored(cls, index: int, shown: dict[str, Any]) -> StreamedItem:
         """From the item in a committed `response.output_item.added`."""
-        derived = ("id", "status") if any(form.item == shown["type"] for form in STREAMED.values()) else ("id",)
+        derived = ("id", "status") if _has_progress(shown["type"]) else ("id",)
         item = {name: value for name, value in shown.items() if name not in derived}
         if item["type"] == "message":
             del item["type"]
@@ -122,9 +125,13 @@ class StreamedItem:
     def opening(self) -> dict[str, Any]:
         """The item as it is announced: whole in shape, in progress when deltas are to follow."""
         shown = unpack(self.item, self.id)
-        if any(form.item == self.kind for form in STREAMED.values()):
+        if _has_progress(self.kind):
             shown["status"] = "in_progress"
         return shown
+
+    def place(self) -> dict[str, Any]:
+        """The fields that say where it is."""
+        return {"item_id": self.id, "output_index": self.index}
 
     def begin_part(self, form: Streamed) -> Part:
         place: dict[str, Any] = {"item_id": self.id, "output_index": self.index}
@@ -183,6 +190,8 @@ class StreamedItem:
             self.summaries[-1].pieces.append(event.delta)
         elif kind == "response.reasoning_summary_part.done":
             self.summaries[-1].done = True
+        elif kind in TOLD:
+            self.told = True
         elif kind in _BY_DELTA:
             form = _BY_DELTA[kind]
             part = self.part if self.part is not None and self.part.form is form else self.begin_part(form)
@@ -200,8 +209,14 @@ def skeleton(item: Item) -> Item:
         return {**_without(item, "status"), "content": []}
     if kind == "reasoning":
         return {**_without(item, "status", "content", "encrypted_content"), "summary": []}
+    if kind in EMPTY:
+        return {**_without(item, "status"), **EMPTY[kind]}
     form = STREAMED.get(kind)
     return {**_without(item, "status"), form.field: ""} if form is not None else item
+
+
+def _has_progress(kind: str) -> bool:
+    return kind in IN_PROGRESS or any(form.item == kind for form in STREAMED.values())
 
 
 def _without(item: Item, *names: str) -> Item:
@@ -218,7 +233,8 @@ class SeenEvent(msgspec.Struct):
     type: str
     sequence_number: int
     output_index: int = -1
-    delta: str = ""
+    delta: Any = ""
+    """A text, but for the output of commands: that is an object."""
     logprobs: list[Any] = []
     part: SeenPart = SeenPart()
     item: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from stateroom.journal.entries import RunSettings, RunView, Usage
-from stateroom.wire.items import Resolver, unpack
+from stateroom.wire.declared_secrets import SEALED
+from stateroom.wire.items import Resolver, unpack, withheld
 
 ENCODE: Final = msgspec.json.Encoder().encode
 ENDED: Final = frozenset(("completed", "incomplete", "failed", "cancelled"))
@@ -94,13 +95,20 @@ class ResponseTemplate:
         )
 
 
-def render_response(view: RunView, resolve: Resolver | None = None) -> bytes:
-    """A run as a Response object."""
+def render_response(view: RunView, resolve: Resolver | None = None, *, include: Sequence[str] = ()) -> bytes:
+    """A run as a Response object. `include`: what is to be shown besides what its own request asked for."""
+    if include:
+        settings = msgspec.structs.replace(view.settings, include=[*view.settings.include, *include])
+        view = msgspec.structs.replace(view, settings=settings)
     return ResponseTemplate(view).render(view, resolve=resolve)
 
 
 def _output(view: RunView, encoded: Mapping[int, bytes], resolve: Resolver | None) -> list[bytes]:
-    return [encoded.get(output.index) or ENCODE(unpack(output.item, output.id, resolve)) for output in view.output]
+    include = view.settings.include
+    return [
+        encoded.get(output.index) or ENCODE(withheld(unpack(output.item, output.id, resolve), include))
+        for output in view.output
+    ]
 
 
 def render_usage(usage: Usage) -> bytes:
@@ -161,6 +169,8 @@ def _or(value: float | None, default: float) -> float:
 
 def _show_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """A declaration as readers of Response objects expect it: functions always have these four fields."""
+    if SEALED in tool:
+        tool = {name: value for name, value in tool.items() if name != SEALED}
     if tool.get("type") == "function":
         return {"description": None, "parameters": None, **tool, "strict": bool(tool.get("strict"))}
     return tool
@@ -185,6 +195,12 @@ def render_list(data: Sequence[dict[str, Any]], has_more: bool) -> bytes:
             "has_more": has_more,
         }
     )
+
+
+def render_encoded_list(data: Sequence[tuple[str, bytes]], has_more: bool) -> bytes:
+    """The same for objects that are JSON already, each with its id."""
+    ends = {"first_id": data[0][0] if data else None, "last_id": data[-1][0] if data else None, "has_more": has_more}
+    return b'{"object":"list","data":[%b],%b' % (b",".join([encoded for _, encoded in data]), ENCODE(ends)[1:])
 
 
 def render_deleted_response(identifier: str) -> bytes:

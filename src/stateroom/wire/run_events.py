@@ -22,6 +22,7 @@ from stateroom.journal.entries import (
     RunEnded,
     RunStarted,
     RunSteered,
+    ToolDecided,
     ToolIntent,
     ToolOutcome,
     Usage,
@@ -33,6 +34,9 @@ OBJECT: Final = "response.journal_entry"
 
 _OWN_ID: Final = re.compile(r"[a-z]{2,24}_[0-9a-hjkmnp-tv-z]{26}")
 """What may be shown of a record's id: one of ours; others may hold what a client wrote."""
+
+_DECIDER: Final = re.compile(r"default|rule \d+|mcpr_[0-9a-hjkmnp-tv-z]{30}")
+"""Likewise of who decided on a call."""
 
 
 class RunEvent(msgspec.Struct, frozen=True):
@@ -88,6 +92,8 @@ class _Telling:
                 return self._finished(record)
             case ItemAbandoned():
                 return {"output_index": record.index}
+            case ToolDecided():
+                return {**self._place(record.index), "decision": record.decision, "decided_by": _decider(record.by)}
             case ToolIntent():
                 self._intents[record.index] = at
                 return {
@@ -167,6 +173,10 @@ class _Telling:
         named = item.get("id") or ids.item_id(item_prefix(item), self._key, position)
         told = {"id": named, "type": item.get("type", "message"), "role": item.get("role")}
         return {name: value for name, value in told.items() if value is not None}
+
+
+def _decider(by: str) -> str:
+    return by if _DECIDER.fullmatch(by) else "approval"
 
 
 def _usage(used: Usage | None) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from stateroom.errors import InvalidRequest, StateroomError
 from stateroom.journal.entries import Item, OutputItem
+from stateroom.journal.hosted_items import HOSTED
 from stateroom.wire import parameters
 from stateroom.wire.decoding import Bounds, decode
 from stateroom.wire.requests import CreateRequest, checked_create, pack_input
@@ -191,6 +192,14 @@ def required_input(output: Sequence[OutputItem]) -> list[dict[str, Any]]:
             stubs.append({"type": "function_call_output", "call_id": item["call_id"], "name": item["name"]})
         elif kind == "custom_tool_call":
             stubs.append({"type": "custom_tool_call_output", "call_id": item["call_id"]})
+        elif item.get(HOSTED):
+            continue
+        elif kind == "shell_call":
+            stubs.append({"type": "shell_call_output", "call_id": item["call_id"]})
+        elif kind == "apply_patch_call":
+            stubs.append({"type": "apply_patch_call_output", "call_id": item["call_id"]})
+        elif kind == "mcp_approval_request":
+            stubs.append({"type": "mcp_approval_response", "approval_request_id": held.id})
         elif kind == "tool_search_call":
             stubs.append({"type": "tool_search_output", "call_id": item["call_id"], "execution": "client"})
     return stubs

@@ -13,9 +13,9 @@ from stateroom.agent import compaction
 from stateroom.agent.compaction import Budget, Carried, Compacted
 from stateroom.agent.context import Context
 from stateroom.agent.pairs import call_id_of, is_call, is_result, waiting_calls
-from stateroom.agent.steps import HOSTED_CALL
 from stateroom.agent.tokens import estimate_item, estimate_text
 from stateroom.journal.entries import ContextItem, Item
+from stateroom.journal.hosted_items import HOSTED_CALL
 
 SMALL = Budget(keep=60, tail=60, summary=100)
 

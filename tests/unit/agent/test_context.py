@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateroom.agent.context import Context, as_model_sees
-from stateroom.agent.steps import HOSTED_CALL
 from stateroom.journal.entries import ContextItem, Item
+from stateroom.journal.hosted_items import HOSTED_CALL
 
 HOSTED: Item = {"type": HOSTED_CALL, "call_id": "c", "tool": "t", "name": "n", "arguments": "{}", "output": "secret"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stateroom.agent.state import RunState
-from stateroom.agent.steps import HOSTED_CALL, CallTool, End, Generate, SettleRefused, SettleUnknown, next_step
+from stateroom.agent.steps import CallTool, End, Generate, SettleRefused, SettleUnknown, next_step
 from stateroom.journal.entries import (
     Effect,
     Item,
@@ -13,6 +13,7 @@ from stateroom.journal.entries import (
     ToolIntent,
     ToolOutcome,
 )
+from stateroom.journal.hosted_items import HOSTED_CALL
 
 HOSTED: Item = {"type": HOSTED_CALL, "call_id": "call_1", "tool": "stateroom:probe", "name": "probe", "arguments": "{}"}
 TEXT: Item = {"role": "assistant", "content": "hello"}

@@ -266,5 +266,5 @@ async def test_every_error_of_the_tree_is_answered_in_the_same_shape() -> None:
         exchange = Exchange()
         await http.error_response(kind("what happened"))(scope_of("GET", "/"), exchange.receive, exchange.send)
         assert 400 <= exchange.status < 600
-        assert exchange.json["error"]["message"] == "what happened"
+        assert "what happened" in exchange.json["error"]["message"]
         assert exchange.json["error"]["code"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from stateroom.access.addresses import is_loopback
+from stateroom.addresses import is_loopback
 from stateroom.cli.main import main
 from stateroom.cli.serve import Progress, banner
 from stateroom.serving import ServerInfo

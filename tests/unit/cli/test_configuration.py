@@ -72,7 +72,7 @@ OF_A_SERVER = [("embeddings", name) for name in ("url", "key_env", "models")]
 
 
 def leaves() -> list[tuple[str, tuple[str, ...]]]:
-    others = [("backends",), ("projects",), *OF_A_SERVER]
+    others = [("backends",), ("projects",), ("policy",), *OF_A_SERVER]
     return sorted((name, path) for name, path in variables().items() if path not in others)
 
 
@@ -119,7 +119,7 @@ def test_every_setting_can_be_set_in_the_file() -> None:
             if isinstance(field.type, inspect.StructType):
                 name = f"{prefix}.{field.name}" if prefix else field.name
                 tables.append(f"[{name}]\n{toml(default, name)}")
-            elif field.name not in ("backends", "projects") and (prefix, field.name) not in OF_A_SERVER:
+            elif field.name not in ("backends", "projects", "policy") and (prefix, field.name) not in OF_A_SERVER:
                 lines.append(f"{field.name} = {msgspec.json.encode(other_value(field.type, default)).decode()}")
         return "\n".join([*lines, *tables])
 
@@ -127,6 +127,16 @@ def test_every_setting_can_be_set_in_the_file() -> None:
     for _, path in leaves():
         default, kind = leaf(Settings(), path)
         assert leaf(settings, path)[0] == other_value(kind, default), path
+
+
+def test_rules_come_as_tables_or_as_json_and_a_wrong_one_is_named() -> None:
+    (rule,) = load_settings(write('[[policy]]\ndecision = "ask"\ntool = "shell"\n'), {}, {}).policy
+    assert (rule.decision, rule.tool) == ("ask", "shell")
+    (other,) = load_settings(None, {"STATEROOM_POLICY": '[{"decision":"deny"}]'}, {}).policy
+    assert (other.decision, other.tool) == ("deny", "*")
+    assert "perhaps" in complaint(write('[[policy]]\ndecision = "perhaps"\n', "b.toml"))
+    assert "rule 1" in complaint(write('[[policy]]\ndecision = "deny"\narguments = "("\n', "c.toml"))
+    assert "unknown field `tol`" in complaint(write('[[policy]]\ndecision = "deny"\ntol = "x"\n', "d.toml"))
 
 
 def test_backends_come_as_urls_or_as_tables_from_every_source() -> None:

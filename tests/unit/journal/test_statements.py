@@ -102,6 +102,7 @@ def test_numbers_of_words_are_never_given_anew() -> None:
         "record.noted": 14,
         "record.dropped": 15,
         "run.steered": 16,
+        "tool.decided": 17,
     }
     assert STATUS_CODES == {"in_progress": 0, "completed": 1, "incomplete": 2, "failed": 3, "cancelled": 4}
     assert SURFACE_CODES == {"responses": 0, "chat": 1}

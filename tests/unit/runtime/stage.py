@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from stateroom import ids
 from stateroom.access.outbound import FILE_CODES, OutboundGuard
+from stateroom.access.policy import Policy
 from stateroom.access.sealing import Sealer
 from stateroom.api.chat_surface import ChatSurface
 from stateroom.api.surface import ResponsesSurface
@@ -37,14 +38,16 @@ from stateroom.runtime.files.documents import Documents
 from stateroom.runtime.files.files import Files
 from stateroom.runtime.files.inputs import FileInputs
 from stateroom.runtime.generate import Generator
+from stateroom.runtime.hosted_calls import HostedCalls
 from stateroom.runtime.inputs import Inputs
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.records import Records
 from stateroom.runtime.runs import RunRequest, Runs
 from stateroom.runtime.worker import Worker
 from stateroom.runtime.writer import Flusher
-from stateroom.settings import Limits
-from stateroom.tools.tool import HostedFunction, Tool, ToolCall, ToolResult
+from stateroom.settings import Limits, PolicyRule
+from stateroom.tools.program.engine import Programs
+from stateroom.tools.tool import HostedFunction, Printed, Tool, ToolCall, ToolResult
 
 PROJECT = "p"
 USAGE = Usage(10, 5)
@@ -156,7 +159,7 @@ class CountedTool:
     def effect(self, call: ToolCall) -> Effect:
         return self.kind
 
-    async def run(self, call: ToolCall) -> ToolResult:
+    async def run(self, call: ToolCall, printed: Printed | None = None) -> ToolResult:
         self.made.append(call)
         self.before()
         if self.gate is not None:
@@ -194,6 +197,7 @@ class Stage:
         allow_private: bool = False,
         beside: Sequence[PlayedBackend] = (),
         unknown_models: Literal["default", "reject"] = "default",
+        policy: Sequence[PolicyRule] = (),
     ) -> None:
         self.backend = backend or PlayedBackend(*answers)
         self.clock = clock or MovedClock()
@@ -233,7 +237,16 @@ class Stage:
         self.erasure = Erasure(self.journal, self.journal, self.blobs, self.held, self.branches, self.clock)
         generator = Generator(self.router, self.blobs, self.sealer, self.limits, self.clock)
         hosted: Mapping[str, Tool] = {tool.type: tool for tool in tools}
-        surface, chat = ResponsesSurface(hosted), ChatSurface(hosted)
+        self.programs = Programs(bytes(range(32)))
+        surface, chat = ResponsesSurface(hosted, self.programs), ChatSurface(hosted)
+        self.hosted = HostedCalls(
+            hosted,
+            policy=Policy(policy),
+            open_tools=self.inputs.opened,
+            held=self.held,
+            programs=self.programs,
+            clock=self.clock,
+        )
         self.runs = Runs(
             journal=self.journal,
             ephemeral=self.ephemeral,
@@ -245,9 +258,10 @@ class Stage:
             router=self.router,
             surfaces={surface.name: surface, chat.name: chat},
             limits=self.limits,
+            hosted=self.hosted,
         )
         self.compactor = Compactor(generator, self.router, self.sealer, self.clock)
-        worker = Worker(generator, self.compactor, hosted, self.limits, self.runs.steering)
+        worker = Worker(generator, self.compactor, self.hosted, self.limits, self.runs.steering)
         self.dispatcher = self.runs.dispatcher = LocalDispatcher(
             worker, runs_max=self.limits.runs, waiting_max=self.limits.waiting_runs, on_done=self.runs.ended
         )

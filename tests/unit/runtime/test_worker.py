@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from stateroom.errors import BackendFailed
-from stateroom.journal.entries import Effect, ItemFinished, RunEnded, RunStarted, ToolIntent, ToolOutcome
+from stateroom.journal.entries import Effect, ItemFinished, RunEnded, RunStarted, ToolDecided, ToolIntent, ToolOutcome
 from stateroom.models.backend import Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from tests.unit.runtime.stage import CountedTool, Stage, answer_of, calls, says, text_of, until
 
@@ -38,8 +38,8 @@ async def test_the_intent_of_an_effect_is_durable_before_the_tool_begins() -> No
     tool.before = look
     run = await stage.start(tools=COUNTED)
     await asyncio.wait_for(asyncio.shield(run.done), 5)
-    assert seen == [[RunStarted, ItemFinished, ToolIntent]]
-    assert [type(record) for record in await stage.records(run)][2:4] == [ToolIntent, ToolOutcome]
+    assert seen == [[RunStarted, ItemFinished, ToolDecided, ToolIntent]]
+    assert [type(record) for record in await stage.records(run)][2:5] == [ToolDecided, ToolIntent, ToolOutcome]
     assert answer_of(run) == "done"
     assert stage.backend.asked[1].texts() == ["hi", "{}", "counted 1"]
 

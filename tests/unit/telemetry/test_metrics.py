@@ -22,6 +22,13 @@ GAUGES = (
     "stateroom_context_bytes",
     "stateroom_webhooks_pending",
     "stateroom_batches_active",
+    "stateroom_mcp_connections",
+    "stateroom_workspaces_live",
+    "stateroom_content_bytes",
+    "stateroom_egress_decisions",
+    "stateroom_egress_sent_bytes",
+    "stateroom_egress_received_bytes",
+    "stateroom_egress_connections",
 )
 
 

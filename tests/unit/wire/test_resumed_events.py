@@ -242,3 +242,20 @@ def test_an_open_item_keeps_its_log_probabilities() -> None:
     assert types(events) == ["output_text.done", "content_part.done", "output_item.done"]
     assert events[0]["logprobs"] == events[1]["part"]["logprobs"] == logprobs
     assert events[2]["item"]["content"][0]["logprobs"] == logprobs
+
+
+def test_a_stream_that_was_cut_off_in_the_output_of_a_command_goes_on() -> None:
+    """Its deltas are objects, not texts."""
+    renderer = begun()
+    output: Item = {"type": "shell_call_output", "call_id": "c1", "output": []}
+    renderer.item_opened(0, "sho_1", output)
+    renderer.printed(0, 0, "half a li", "")
+    frame = renderer.take()
+    assert frame is not None
+    restored, left_open = ResponsesRenderer.restore(view(), [frame])
+    assert [(item.index, item.type) for item in left_open] == [(0, "shell_call_output")]
+    restored.item_abandoned(0)
+    events = taken(restored)
+    assert types(events) == ["output_item.done"]
+    assert events[0]["sequence_number"] == frame.last + 1
+    assert events[0]["item"]["status"] == "incomplete"

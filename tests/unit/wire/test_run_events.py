@@ -21,6 +21,7 @@ from stateroom.journal.entries import (
     RunSettings,
     RunStarted,
     RunSteered,
+    ToolDecided,
     ToolIntent,
     ToolOutcome,
     Usage,
@@ -184,3 +185,20 @@ def test_who_made_an_answer_takes_little_room() -> None:
     item = {"role": "assistant", "content": "yes"}
     without = encode(ItemFinished(0, item, "stop"))
     assert len(encode(ItemFinished(0, item, "stop", by=Answered("10.0.0.12:8000", 12_345, 1_234)))) - len(without) <= 45
+
+
+def test_a_decision_on_a_call_says_what_it_was_and_who_made_it() -> None:
+    own = f"mcpr_{ids.new_key()}8002"
+    _, call, *decisions = shown(
+        (0, started()),
+        (5, ItemFinished(0, {"type": "shell_call", "call_id": "call_1", "action": {"commands": ["SECRET"]}})),
+        (6, ToolDecided(0, "ask", "rule 2")),
+        (7, ToolDecided(0, "allow", own)),
+        (8, ToolDecided(0, "deny", "an id that a client made up: SECRET")),
+    )
+    place = {"output_index": 0, "item_id": call["item_id"]}
+    assert decisions == [
+        {**place, "decision": "ask", "decided_by": "rule 2"},
+        {**place, "decision": "allow", "decided_by": own},
+        {**place, "decision": "deny", "decided_by": "approval"},
+    ]

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateroom.errors import InvalidRequest, StateroomError
+from stateroom.wire.call_items import build_call_item, custom_input
 from stateroom.wire.items import pack
-from stateroom.wire.tools import Function, ToolRef, ToolSet, build_call_item, custom_input, flat_name, tool_set
+from stateroom.wire.tool_types import Function, ToolRef, ToolSet
+from stateroom.wire.tools import flat_name, tool_set
 
 WEATHER = {"type": "function", "name": "get_weather", "description": "Weather.", "parameters": {"type": "object"}}
 PATCH = {"type": "custom", "name": "patch", "description": "Patches."}
@@ -106,9 +108,6 @@ def test_what_clients_declare_by_default_is_tolerated_and_not_offered(kind: str)
         "code_interpreter",
         "computer",
         "computer_use_preview",
-        "shell",
-        "local_shell",
-        "apply_patch",
         "programmatic_tool_calling",
         "stateroom:unheard_of",
         "telepathy",
@@ -118,8 +117,27 @@ def test_hosted_tools_that_do_not_exist_are_refused(kind: str) -> None:
     assert refusal([WEATHER, {"type": kind}]) == ("unsupported_tool", "tools[1].type")
 
 
-def test_searching_for_tools_on_the_client_is_refused() -> None:
-    assert refusal([{"type": "tool_search", "execution": "client"}]) == ("unsupported_tool", "tools[0].type")
+@pytest.mark.parametrize("kind", ["shell", "apply_patch"])
+def test_what_is_to_work_in_a_container_is_refused_where_there_are_none(kind: str) -> None:
+    tool = {"type": kind, "environment": {"type": "container_auto"}}
+    assert refusal([WEATHER, tool]) == ("unsupported_tool", "tools[1].type")
+    assert refusal([{"type": kind, "environment": {"type": "moon"}}])[1] == "tools[0].environment.type"
+
+
+@pytest.mark.parametrize(
+    ("tool", "name"),
+    [
+        ({"type": "shell"}, "shell"),
+        ({"type": "shell", "environment": {"type": "local"}}, "shell"),
+        ({"type": "local_shell"}, "local_shell"),
+        ({"type": "apply_patch"}, "apply_patch"),
+        ({"type": "tool_search", "execution": "client"}, "tool_search"),
+    ],
+)
+def test_clients_carry_out_what_names_no_container(tool: dict[str, Any], name: str) -> None:
+    tools = tool_set([tool])
+    assert tools.lookup == {name: ToolRef("typed", tool["type"])}
+    assert tools.environments == {}
 
 
 @pytest.mark.parametrize(
@@ -286,3 +304,30 @@ def test_nothing_but_our_errors_comes_out_of_odd_tools(tools: list[dict[str, Any
     except StateroomError:
         return
     assert set(made.lookup) == set(names(made))
+
+
+def test_a_tool_is_offered_to_those_who_may_call_it() -> None:
+    hosted = {"programmatic_tool_calling": Function("program"), "stateroom:clock": CLOCK}
+    both, programs = ["direct", "programmatic"], ["programmatic"]
+    tools = tool_set(
+        [
+            {"type": "programmatic_tool_calling"},
+            {**WEATHER, "allowed_callers": programs, "output_schema": {"type": "string"}},
+            {"type": "stateroom:clock", "allowed_callers": both},
+            {"type": "namespace", "name": "n", "tools": [{**PATCH, "name": "p", "allowed_callers": programs}]},
+            {"type": "shell", "environment": {"type": "local"}, "allowed_callers": both},
+        ],
+        hosted=hosted,
+    )
+    assert names(tools) == ["program", "clock", "shell"]
+    assert [each.name for each in tools.programmatic] == ["get_weather", "clock", "n__p", "shell"]
+    assert tools.programmatic[0].output_schema == {"type": "string"}
+    chosen = tool_set([{"type": "programmatic_tool_calling"}], {"type": "programmatic_tool_calling"}, hosted=hosted)
+    assert chosen.choice == ("program",)
+
+
+def test_a_choice_of_what_the_model_may_not_call_is_refused() -> None:
+    tool = {**WEATHER, "allowed_callers": ["programmatic"]}
+    assert refusal([tool], {"type": "function", "name": "get_weather"}) == ("invalid_value", "tool_choice")
+    wrong = refusal([{**WEATHER, "allowed_callers": ["anybody"]}])
+    assert wrong == ("invalid_value", "tools[0].allowed_callers[0]")

@@ -51,3 +51,9 @@ WHERE u.digest = ? LIMIT 3;
 -- name: verify_run_name
 -- The id of the run that starts at a place.
 SELECT i.id FROM places p JOIN run_ids i ON i.entry = p.entry WHERE p.place = ? LIMIT 1;
+
+-- name: verify_containers
+-- What is said of each living container: its state, and every note.
+SELECT e.kind, e.run, e.at, e.body FROM records r
+JOIN record_entries n ON n.project = r.project AND n.key = r.key AND (n.says = 2 OR n.entry = r.latest)
+JOIN entries e ON e.id = n.entry WHERE r.collection = 'container';

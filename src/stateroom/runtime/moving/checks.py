@@ -16,7 +16,6 @@ from stateroom.agent.carried import from_carried
 from stateroom.agent.compaction import COMPACTION, Carried, Compacted, from_sealed, to_seal
 from stateroom.agent.context import BY_REFERENCE, Context, blob_digests
 from stateroom.agent.state import BranchState
-from stateroom.agent.steps import HOSTED_CALL
 from stateroom.errors import InvalidRequest
 from stateroom.journal.entries import (
     Fact,
@@ -32,6 +31,7 @@ from stateroom.journal.entries import (
     Usage,
     decode,
 )
+from stateroom.journal.hosted_items import HOSTED_CALL
 from stateroom.runtime.inputs import IMAGE_TYPES
 from stateroom.runtime.moving.exports import file_ids
 from stateroom.runtime.reading import RESPONSES
@@ -320,7 +320,8 @@ def _compacted(compacted: Compacted, path: str, bounds: Bounds) -> Compacted:
     kept = [checked_item(each, f"{path}.kept", bounds) for each in compacted.kept]
     tail = [checked_item(each, f"{path}.tail", bounds) for each in compacted.tail]
     _check(all(is_said.get("type", "message") == "message" for is_said in kept), "it keeps what nobody said")
-    return msgspec.structs.replace(compacted, kept=kept, tail=tail)
+    programs = [checked_item(each, f"{path}.programs", bounds) for each in compacted.programs]
+    return msgspec.structs.replace(compacted, kept=kept, tail=tail, programs=programs)
 
 
 class _Reference(NamedTuple):

@@ -6,7 +6,19 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from stateroom.wire.openapi import batches, chat, completions, conversations, export, files, responses, server, webhooks
+from stateroom.wire.openapi import (
+    batches,
+    chat,
+    completions,
+    containers,
+    conversations,
+    export,
+    files,
+    responses,
+    server,
+    skills,
+    webhooks,
+)
 from stateroom.wire.openapi.errors import error_answer, error_schemas
 from stateroom.wire.openapi.items import item_schemas
 from stateroom.wire.openapi.operations import PATH_PARAMETERS, Operation, Parameter, Surface
@@ -32,7 +44,10 @@ _MAKES: Final = {
     "createChatCompletion": "completion_id",
     "createFile": "file_id",
     "createUpload": "upload_id",
+    "createSkill": "skill_id",
     "createBatch": "batch_id",
+    "createContainer": "container_id",
+    "forkContainer": "container_id",
     "createWebhookEndpoint": "webhook_endpoint_id",
 }
 """The parameter of other paths that the `id` in an answer is for."""
@@ -47,6 +62,8 @@ def surfaces() -> tuple[Surface, ...]:
         completions.completion_surface(),
         completions.embedding_surface(),
         files.surface(),
+        containers.surface(),
+        skills.surface(),
         batches.surface(),
         export.surface(),
         webhooks.surface(),
@@ -138,9 +155,10 @@ def _operation(each: Operation, tag: str) -> dict[str, Any]:
         shown.setdefault("parameters", []).append(_parameter(_IDEMPOTENCY))
     if each.body is not None:
         content: dict[str, Any] = {"schema": each.body.schema}
+        others = {media: {"schema": schema} for media, schema in each.body.others.items()}
         if each.body.examples:
             content["examples"] = {name: {"value": value} for name, value in each.body.examples.items()}
-        shown["requestBody"] = {"required": each.body.required, "content": {each.body.media: content}}
+        shown["requestBody"] = {"required": each.body.required, "content": {each.body.media: content, **others}}
     shown["responses"] = _answers(each)
     if each.python:
         shown["x-codeSamples"] = [{"lang": "Python", "label": "openai", "source": each.python}]

@@ -82,6 +82,8 @@ class FunctionFormat(msgspec.Struct, omit_defaults=True):
     strict: bool
     defer_loading: bool | None = None
     is_async: bool | None = msgspec.field(name="async", default=None)
+    allowed_callers: list[Literal["direct", "programmatic"]] | None = None
+    output_schema: Annotated[dict[str, Any] | None, msgspec.Meta(description="JSON Schema.")] = None
 
 
 def item_schemas() -> dict[str, Schema]:

@@ -28,6 +28,8 @@ class Body(msgspec.Struct, frozen=True):
     required: bool = True
     examples: dict[str, Any] = {}
     """By a name that says what it shows; each of them works as it stands."""
+    others: dict[str, Schema] = {}
+    """What it may bring instead, by media type."""
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +99,12 @@ PATH_PARAMETERS: Final[dict[str, str]] = {
     "item_id": "The id of an item.",
     "completion_id": "Begins with `chatcmpl-`.",
     "file_id": "Begins with `file`.",
+    "container_id": "Begins with `cntr_`.",
+    "container_file_id": "Begins with `cfile_`.",
+    "commit_id": "Begins with `wsc_`.",
     "upload_id": "Begins with `upload_`.",
+    "skill_id": "Begins with `skill_`.",
+    "version": "The number of a version: 1, 2, 3, ...",
     "batch_id": "Begins with `batch_`.",
     "webhook_endpoint_id": "Begins with `whe_`.",
     "model": "The name of a model; slashes in it may be sent as they are.",

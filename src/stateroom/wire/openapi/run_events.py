@@ -54,6 +54,10 @@ class JournalEntry(msgspec.Struct, omit_defaults=True):
     backend: str = ""
     duration_ms: int = 0
     first_token_ms: int = 0
+    decision: Literal["allow", "ask", "deny", ""] = ""
+    decided_by: Annotated[
+        str, msgspec.Meta(description="`default`, the rule (`rule 2`), or the id of the request for an approval.")
+    ] = ""
     tool: str = ""
     effect: str = ""
     attempt: int = 0

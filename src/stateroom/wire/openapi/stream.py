@@ -135,6 +135,84 @@ class CompactingEvent(InItem, kw_only=True):
     type: Literal["response.compaction.compacting"]
 
 
+class HostedCallEvent(InItem, kw_only=True):
+    """How far a call is that the server carries out."""
+
+    type: Literal[
+        "response.code_interpreter_call.in_progress",
+        "response.code_interpreter_call.interpreting",
+        "response.code_interpreter_call.completed",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_list_tools.in_progress",
+        "response.mcp_list_tools.completed",
+        "response.mcp_list_tools.failed",
+    ]
+
+
+class HostedCallDelta(InItem, kw_only=True):
+    """More of its code, or of its arguments."""
+
+    type: Literal["response.code_interpreter_call_code.delta", "response.mcp_call_arguments.delta"]
+    delta: str
+
+
+class CodeDone(InItem, kw_only=True):
+    type: Literal["response.code_interpreter_call_code.done"]
+    code: str
+
+
+class McpArgumentsDone(InItem, kw_only=True):
+    type: Literal["response.mcp_call_arguments.done"]
+    arguments: str
+
+
+class ShellCommandEvent(Numbered, kw_only=True):
+    """A command of a shell call begins, or is whole."""
+
+    type: Literal["response.shell_call_command.added", "response.shell_call_command.done"]
+    output_index: int
+    command_index: int
+    command: str
+
+
+class ShellCommandDelta(Numbered, kw_only=True):
+    type: Literal["response.shell_call_command.delta"]
+    output_index: int
+    command_index: int
+    delta: str
+
+
+class Printed(msgspec.Struct):
+    stdout: str
+    stderr: str
+
+
+class ShellOutputDelta(InItem, kw_only=True):
+    """A command says something while it runs."""
+
+    type: Literal["response.shell_call_output_content.delta"]
+    command_index: int
+    delta: Printed
+
+
+class ShellOutputDone(InItem, kw_only=True):
+    """What came of a command."""
+
+    type: Literal["response.shell_call_output_content.done"]
+    command_index: int
+    output: list[dict[str, Any]]
+
+
+class AnnotationAdded(InPart, kw_only=True):
+    """Something in the text refers to a file."""
+
+    type: Literal["response.output_text.annotation.added"]
+    annotation_index: int
+    annotation: dict[str, Any]
+
+
 class ErrorEvent(Numbered, kw_only=True):
     """Why the run fails; `response.failed` follows."""
 
@@ -160,6 +238,15 @@ EVENT_SHAPES: Final = (
     FunctionArgumentsDone,
     CustomInputDone,
     CompactingEvent,
+    HostedCallEvent,
+    HostedCallDelta,
+    CodeDone,
+    McpArgumentsDone,
+    ShellCommandEvent,
+    ShellCommandDelta,
+    ShellOutputDelta,
+    ShellOutputDone,
+    AnnotationAdded,
     ErrorEvent,
 )
 

@@ -1,0 +1,66 @@
+"""What containers name of the content store, and letting go of everything else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+from stateroom.journal.store import Index
+from stateroom.runtime.containers.state import COLLECTION, CommitNote, Container, read_note
+from stateroom.runtime.records import Collection, Held, Records
+from stateroom.workspaces.content import ContentStore
+from stateroom.workspaces.live import folders
+from stateroom.workspaces.live_folder import LiveFolder
+
+_PAGE: Final = 100
+
+
+async def each_container(collection: Collection[Container], project: str) -> AsyncGenerator[Held[Container], None]:
+    """Every container of a project, oldest first; what is dropped meanwhile ends nothing."""
+    after = ""
+    while True:
+        page = await collection.page(project, after=after, limit=_PAGE, descending=False)
+        following = [held.id for held in page[:_PAGE]]
+        for held in page[:_PAGE]:
+            yield held
+        if len(page) <= _PAGE:
+            return
+        # The page after one that is gone cannot be asked for: then it is looked at from the last that is there.
+        after = ""
+        for candidate in reversed(following):
+            if await collection.get(project, candidate) is not None:
+                after = candidate
+                break
+
+
+async def named_by(collection: Collection[Container], held: Held[Container]) -> set[str]:
+    """The digests that a container and its commits name."""
+    named: set[str] = set()
+    if held.state.head is not None:
+        named.update((held.state.head.tree, held.state.head.interpreter))
+    async with aclosing(collection.each_note(held.project, held.id)) as notes:
+        async for raw in notes:
+            note = read_note(raw)
+            if isinstance(note, CommitNote):
+                named.update((note.tree, note.interpreter))
+    return named - {""}
+
+
+async def drop_unnamed(records: Records, index: Index, content: ContentStore) -> int:
+    """Delete what no container names, at once; bytes freed. For a data directory that no server works on."""
+    collection = records.collection(COLLECTION, Container)
+    named: set[str] = set()
+    for project in await index.projects():
+        async with aclosing(each_container(collection, project)) as containers:
+            async for held in containers:
+                named |= await named_by(collection, held)
+    return await content.collect(named, float("inf"))
+
+
+def remove_folders(root: Path, project: str) -> None:
+    """Remove the folders of a project's workspaces."""
+    for workspace_id, standing in folders(root):
+        if standing is None or standing.project == project:
+            LiveFolder(root, workspace_id, project).remove()

@@ -1,0 +1,229 @@
+"""What goes on beside everything else: idle processes end, containers go that nobody needs, content that nothing names.
+
+It gives way to everything: after each piece of work it rests. What it has done is in the journal and in the content
+store; it may be killed anywhere, and begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final, NamedTuple
+
+from stateroom.clock import Clock
+from stateroom.errors import NotFound, StateroomError
+from stateroom.journal.store import Index, Journal
+from stateroom.runtime.containers.containers import Containers
+from stateroom.runtime.containers.leaving import each_container, named_by
+from stateroom.runtime.containers.state import IDLE, CommitNote, Container, read_note
+from stateroom.runtime.records import Held
+from stateroom.settings import RetentionSettings
+from stateroom.workspaces.live import Workspace
+
+log = logging.getLogger("stateroom.containers")
+
+LOOK_SECONDS: Final = 5.0
+"""Between two looks for workspaces that are idle."""
+SWEEP_SECONDS: Final = 600.0
+"""Between two looks for containers that are to go, and for content that nothing names."""
+UNNAMED_SECONDS: Final = 300.0
+"""How long it may take from content that is written to the record that names it."""
+REST_SECONDS: Final = 0.01
+_DAY: Final = 24 * 3_600 * 1000
+
+
+class Swept(NamedTuple):
+    """How much has gone."""
+
+    containers: int = 0
+    commits: int = 0
+    bytes: int = 0
+
+
+class ContainerUpkeep:
+    """Looks after the containers of this process."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        journal: Journal,
+        index: Index,
+        clock: Clock,
+        of_project: Callable[[str], RetentionSettings],
+    ) -> None:
+        self._containers = containers
+        self._parts = containers.parts
+        self._journal = journal
+        self._index = index
+        self._clock = clock
+        self._of_project = of_project
+        self._erased = asyncio.Event()
+        self._parts.live.keep = self._keep_idle
+
+    def erased(self) -> None:
+        """Something of a chain was erased: its containers may have to go."""
+        self._erased.set()
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        swept_at = -SWEEP_SECONDS
+        await self._try("folders", self._adopt)
+        while True:
+            await self._try("idle", self.stop_idle)
+            if self._erased.is_set() or self._clock.monotonic() - swept_at >= SWEEP_SECONDS:
+                self._erased.clear()
+                swept_at = self._clock.monotonic()
+                await self._try("containers", self._sweep_and_tell)
+            try:
+                await asyncio.wait_for(self._erased.wait(), LOOK_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def start(self) -> None:
+        """See to what an earlier process left. Comes before anything asks for a container."""
+        await self._parts.live.begin()
+
+    async def _adopt(self) -> None:
+        """Commit what stands in folders that nobody works in, and remove those that belong to nothing.
+
+        A crash leaves such folders; so does a client that puts files into a container and no more.
+        """
+        for workspace_id, standing in await self._parts.live.folders():
+            if (standing is not None and standing.clean) or self._parts.live.knows(workspace_id):
+                continue
+            held = None if standing is None else await self._containers.held.get(standing.project, workspace_id)
+            if held is None:
+                await self._remove_unknown(workspace_id)
+                continue
+            workspace = await self._containers.workspace(held)
+            if await self._keep_idle(workspace):
+                await workspace.rest()
+            await self._clock.sleep(REST_SECONDS)
+
+    async def _remove_unknown(self, workspace_id: str) -> None:
+        """A folder that belongs to no container, unless one is being made of it just now."""
+        async with self._containers.changing(workspace_id):
+            if not self._parts.live.knows(workspace_id):
+                await self._parts.live.forget(workspace_id)
+
+    async def stop_idle(self) -> None:
+        """End the processes that nobody has asked for in a while, and what they know is kept."""
+        await self._parts.live.stop_idle()
+
+    async def sweep(self) -> Swept:
+        """Look once through all containers, and then for content that none of them names. Raises StorageError."""
+        gone = thinned = 0
+        began = self._clock.now()
+        named: set[str] = set()
+        for project in await self._index.projects():
+            kept = self._of_project(project)
+            async with aclosing(each_container(self._containers.held, project)) as containers:
+                async for held in containers:
+                    if await self._is_over(held, kept):
+                        gone += await self._drop(held)
+                        continue
+                    thinned += await self._thin(held)
+                    named |= await named_by(self._containers.held, held)
+                    await self._clock.sleep(REST_SECONDS)
+        # What was put shortly before the first container was looked at may not have been named by then.
+        freed = await self._parts.content.collect(named, began - UNNAMED_SECONDS)
+        await self._adopt()
+        await self._parts.live.trim()
+        if self._parts.skills is not None:
+            await self._parts.skills.let_go()
+        return Swept(gone, thinned, freed)
+
+    async def _sweep_and_tell(self) -> None:
+        swept = await self.sweep()
+        if any(swept):
+            log.info("containers.swept containers=%d commits=%d bytes=%d", swept.containers, swept.commits, swept.bytes)
+
+    async def _keep_idle(self, workspace: Workspace) -> bool:
+        """Commit what a workspace has before its processes end; False when that could not be."""
+        container_id, project = workspace.id, workspace.project
+        try:
+            async with self._containers.changing(container_id):
+                held = await self._containers.get(project, container_id)
+                await self._containers.keep(held, workspace, IDLE)
+        except NotFound:  # dropped meanwhile: there is nothing to be kept
+            return True
+        except StateroomError as error:
+            log.warning("containers.not_kept container=%s code=%s", container_id, error.code)
+            return False
+        return True
+
+    async def _is_over(self, held: Held[Container], kept: RetentionSettings) -> bool:
+        active = self._containers.active_at(held)
+        if kept.containers_days and active <= self._parts.records.now() - kept.containers_days * _DAY:
+            return True
+        return bool(held.state.chain) and not await self._chain_lives(held)
+
+    async def _chain_lives(self, held: Held[Container]) -> bool:
+        """Whether anything is left of the chain that a container was made for, its forks included.
+
+        Whoever named the container in another response has made it that one's as well.
+        """
+        async with aclosing(self._containers.commits(held)) as commits:
+            async for note in commits:
+                if note.response and await self._index.run(held.project, note.response) is not None:
+                    return True
+        root = held.state.chain
+        while (row := await self._journal.branch(held.project, root)) is not None and row.parent:
+            root = row.parent
+        waiting = [root]
+        while waiting:
+            branch = waiting.pop()
+            if await self._index.needed(held.project, branch, -1) >= 0:
+                return True
+            if await self._index.runs_on(held.project, branch):
+                return True
+            waiting += [child.id for child in await self._index.children(held.project, branch)]
+        return False
+
+    async def _drop(self, held: Held[Container]) -> bool:
+        try:
+            await self._containers.delete(held.project, held.id)
+        except NotFound:
+            return False
+        return True
+
+    async def _thin(self, held: Held[Container]) -> int:
+        """Let go of the oldest commits beyond those that a container keeps. The one it stands at stays."""
+        most = self._parts.settings.commits
+        if not most:
+            return 0
+        seen = 0
+        last = ""
+        async with aclosing(self._containers.commits(held)) as commits:
+            async for note in commits:
+                seen += 1
+                if seen > most:
+                    last = note.id
+                    break
+        if not last:
+            return 0
+        newer: set[str] = set()
+        async with aclosing(self._containers.commits(held)) as commits:
+            async for note in commits:
+                if len(newer) == most:
+                    break
+                newer.add(note.id)
+        head = held.state.head
+        if head is not None:
+            newer.add(head.id)
+
+        def is_old(raw: object) -> bool:
+            note = read_note(raw)  # type: ignore[arg-type]  # what notes are
+            return isinstance(note, CommitNote) and note.id not in newer
+
+        return await self._containers.held.erase_old_notes(held.project, held.id, is_old)
+
+    async def _try(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except StateroomError as error:
+            log.warning("containers.failed what=%s code=%s it is tried again", what, error.code)
+        except Exception:  # whatever it is: the next look must come, and the trace is logged
+            log.exception("containers.failed what=%s", what)
