@@ -283,6 +283,11 @@ class BranchState:
                 self.compacted_at = len(self.items)
                 self.counted_at = self.counted_tokens = 0
 
+    def steering_of(self, run: RunState) -> list[Item]:
+        """What steers an open run of the branch: what did before, its input, and what it has brought along itself."""
+        own = [output.item for output in run.output if output.item.get("type") in STEERING]
+        return [*self.steering, *run.started.input, *own]
+
     def erase(self, gone: Container[tuple[str, int]]) -> int:
         """Forget visible items, by id and seq; returns how many there were."""
         before = len(self.items)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, Final, Protocol
@@ -19,7 +19,7 @@ import msgspec
 from stateroom import ids
 from stateroom.access.policy import Policy, named, parts_of
 from stateroom.agent.hosted import tool_of
-from stateroom.agent.state import STEERING, BranchState
+from stateroom.agent.state import BranchState
 from stateroom.agent.steps import CallTool, TakeUpApproval
 from stateroom.agent.tool_search import found_tools
 from stateroom.blobs.hold import BlobHold, HeldBlobs
@@ -27,7 +27,6 @@ from stateroom.clock import Clock, SystemClock
 from stateroom.errors import NoSandbox, RequestError, SandboxDied, StateroomError, WorkspaceError
 from stateroom.journal.entries import (
     Effect,
-    Fact,
     Item,
     ItemFinished,
     OutputItem,
@@ -86,9 +85,7 @@ class Containers(Protocol):
         self, project: str, container_id: str, *, key: str, declared: Mapping[str, Any], base: WorkspaceAt | None
     ) -> Any: ...
 
-    def finishing(self, project: str, container_ids: Sequence[str], run_id: str) -> Any: ...
-
-    async def finish_apart(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]: ...
+    async def finish(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]: ...
 
 
 class Lister(Protocol):
@@ -189,10 +186,6 @@ class HostedCalls:
             plan.containers.update(dict.fromkeys(plan.environments, own))
         else:
             await self.check(run.project, run.state.key, plan, plan.base, branch=run.branch.branch)
-
-    def unlisted(self, run: LiveRun) -> Sequence[str]:
-        """MCP servers that have not said yet which tools they have."""
-        return run.plan.unlisted
 
     async def list_tools(self, run: LiveRun, label: str) -> None:
         """Ask a server for its tools and write down what it says. Raises ListingFailed."""
@@ -408,10 +401,8 @@ class HostedCalls:
         if run.surface is None:
             return
         settings = self._open_tools(run.project, run.settings)
-        own = [output.item for output in run.state.output if output.item.get("type") in STEERING]
-        items = [*run.branch.state.steering, *run.state.started.input, *own]
         before = run.plan
-        run.plan = run.surface.plan(settings, items)
+        run.plan = run.surface.plan(settings, run.branch.state.steering_of(run.state))
         run.plan.containers.update(before.containers)
         run.plan.told, run.plan.base = before.told, before.base
         self.programs.sign(run)
@@ -432,19 +423,13 @@ class HostedCalls:
 
         return open_it
 
-    @asynccontextmanager
-    async def finishing(self, run: LiveRun) -> AsyncGenerator[tuple[list[Fact], list[WorkspaceAt]], None]:
-        """Keep the files of the containers that the run worked in; what it gives is to be committed with the end."""
+    async def keep_files(self, run: LiveRun) -> list[WorkspaceAt]:
+        """Keep the files of the containers that the run worked in; how it leaves those of a chain that is stored."""
         touched = worked_in(run)
         if self._containers is None or not touched:
-            yield [], []
-            return
-        if not run.stored:
-            await self._containers.finish_apart(run.project, touched, run.id)
-            yield [], []
-            return
-        async with self._containers.finishing(run.project, touched, run.id) as (facts, at):
-            yield facts, at
+            return []
+        left = await self._containers.finish(run.project, touched, run.id)
+        return left if run.stored else []
 
 
 def container_of(item: Item) -> str:

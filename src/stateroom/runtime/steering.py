@@ -102,7 +102,7 @@ class Steering:
         refusal: StateroomError | None = None
         try:
             opened = self._inputs.opened(run.project, run.settings)
-            plan = surface.plan(opened, [*branch.state.steering, *state.started.input])
+            plan = surface.plan(opened, branch.state.steering_of(state))
         except RequestError as error:
             refusal = error
         writer = self._branches.writer(branch, journal=run.writer.journal)

@@ -15,7 +15,7 @@ from functools import partial
 from stateroom.access.rates import Rates
 from stateroom.agent.compaction import COMPACTION
 from stateroom.agent.hosted import tool_of
-from stateroom.agent.state import OPEN, STEERING, RunState
+from stateroom.agent.state import OPEN, RunState
 from stateroom.errors import BackendUnavailable, RequestError, StateroomError
 from stateroom.journal.entries import ItemAbandoned
 from stateroom.journal.store import Index, Journal, RunRow
@@ -122,9 +122,8 @@ class TakeUp:
         plan: ToolPlan = NoTools()
         can_prefill = False
         try:
-            own = [output.item for output in state.output if output.item.get("type") in STEERING]
             opened = self._inputs.opened(row.project, settings)
-            plan = surface.plan(opened, [*branch.state.steering, *started.input, *own])
+            plan = surface.plan(opened, branch.state.steering_of(state))
             if asks_model:
                 backend = await self._backend_of(settings.model, settings.served)
                 can_prefill = backend.can_prefill

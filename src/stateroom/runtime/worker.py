@@ -103,7 +103,7 @@ class Worker:
         await self._hosted.place(run)
         await self._generator.prepare(run)
         while True:
-            step = next_step(run.state, steps_max=self._limits.steps, unlisted=self._hosted.unlisted(run))
+            step = next_step(run.state, steps_max=self._limits.steps, unlisted=run.plan.unlisted)
             match step:
                 case Generate():
                     if await self._compactor.is_due(run):
@@ -151,15 +151,15 @@ class Worker:
             self._hosted.leave(run, ended.status)
             if ended.status in ("failed", "cancelled"):
                 run.branch.context.rewind()
-            async with self._hosted.finishing(run) as (kept, workspaces):
-                await self._end(run, msgspec.structs.replace(ended, workspaces=workspaces), kept)
+            workspaces = await self._hosted.keep_files(run)
+            await self._end(run, msgspec.structs.replace(ended, workspaces=workspaces))
         except StorageError as error:
             run.failure = error
             log.error("run.given_up run_id=%s code=%s", run.id, error.code)
 
-    async def _end(self, run: LiveRun, ended: RunEnded, kept: Sequence[Fact]) -> None:
+    async def _end(self, run: LiveRun, ended: RunEnded) -> None:
         told = self._told(run, ended)
-        for message in (*kept, *told):
+        for message in told:
             run.writer.add(message)
         run.writer.add(ended)
         if run.renderer is not None:

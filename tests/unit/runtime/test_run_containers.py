@@ -60,9 +60,7 @@ class Chain:
         container_id = await runs.resolve(PROJECT, key, self.declared, self.base)
         workspace = await runs.open(PROJECT, container_id, key=key, declared=self.declared, base=self.base)
         said = await do(workspace, command)
-        async with runs.finishing(PROJECT, [container_id], f"resp_{key}") as (facts, at):
-            assert not facts
-            [self.base] = at
+        [self.base] = await runs.finish(PROJECT, [container_id], f"resp_{key}")
         return said
 
     def fork(self) -> Chain:
@@ -135,8 +133,8 @@ async def test_a_run_that_is_taken_up_again_finds_what_it_has_done(tmp_path: Pat
         assert await runs.resolve(PROJECT, key, AUTO, None) == container_id
         workspace = await runs.open(PROJECT, container_id, key=key, declared=AUTO, base=None)
         assert await do(workspace, "cat a") == "done\n"
-        async with runs.finishing(PROJECT, [container_id], f"resp_{key}") as (_, at):
-            assert at[0].commit
+        at = await runs.finish(PROJECT, [container_id], f"resp_{key}")
+        assert at[0].commit
 
 
 async def test_two_tools_of_a_run_share_its_container(app: Application) -> None:
@@ -231,9 +229,9 @@ async def test_variables_come_back_after_a_fork_and_a_restart(tmp_path: Path) ->
         workspace = await runs.open(PROJECT, container_id, key=key, declared=AUTO, base=None)
         assert workspace.interpreter_state == "fresh"
         await workspace.run_code("x = 41", timeout=20, output_bytes=1000)
-        [base] = await runs.finish_apart(PROJECT, [container_id], f"resp_{key}")
+        [base] = await runs.finish(PROJECT, [container_id], f"resp_{key}")
         assert (await workspace.run_code("x + 1", timeout=20, output_bytes=1000)).logs.strip() == "42"
-        await runs.finish_apart(PROJECT, [container_id], f"resp_{ids.new_key()}")
+        await runs.finish(PROJECT, [container_id], f"resp_{ids.new_key()}")
     async with started(tmp_path / "data") as app:
         workspace = await app.run_containers.open(PROJECT, container_id, key=key, declared=AUTO, base=None)
         done = await workspace.run_code("print(x)", timeout=20, output_bytes=1000)
@@ -392,7 +390,7 @@ async def test_a_container_goes_when_the_responses_that_it_was_made_for_are_dele
         container_id = await runs.resolve(PROJECT, key, AUTO, None)
         workspace = await runs.open(PROJECT, container_id, key=key, declared=AUTO, base=None)
         await do(workspace, "echo x > a")
-        await runs.finish_apart(PROJECT, [container_id], made[0])
+        await runs.finish(PROJECT, [container_id], made[0])
         assert (await app.containers.get(PROJECT, container_id)).expires_at == 0
         await call(app.asgi, "DELETE", f"/v1/responses/{made[0]}")
         await app.upkeep.sweep()

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import msgspec
 
 from stateroom import ids
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.journal.entries import Fact, WorkspaceAt
+from stateroom.journal.entries import WorkspaceAt
 from stateroom.runtime.containers.containers import Containers
 from stateroom.runtime.containers.state import RUN, UNSTORED_SECONDS, CommitNote, Container, Network
 from stateroom.runtime.files.files import File
@@ -129,20 +129,25 @@ class RunContainers:
             held = await self._fit(held, key, asked)
         return await self._containers.workspace(held)
 
-    @asynccontextmanager
-    async def finishing(
-        self, project: str, container_ids: Sequence[str], run_id: str
-    ) -> AsyncIterator[tuple[list[Fact], list[WorkspaceAt]]]:
-        """Around the end of a run: what has to be committed with it, and how it left its containers.
+    async def finish(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]:
+        """Before the end of a run: how it leaves its containers, whose commits are durable then.
 
-        The commits of the containers are durable by then, on branches of their own: what erases the run must not take
-        the files of its containers back. So nothing is left to be committed with the run's end.
+        They stand on branches of their own: what erases the run must not take the files of its containers back.
         """
-        yield [], await self._finish(project, container_ids, run_id)
-
-    async def finish_apart(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]:
-        """The same for a run that is not stored."""
-        return await self._finish(project, container_ids, run_id)
+        left: list[WorkspaceAt] = []
+        for container_id in container_ids:
+            async with self._containers.changing(container_id):
+                held = await self._containers.held.get(project, container_id)
+                if held is None:  # deleted while the run went on
+                    continue
+                try:
+                    workspace = await self._containers.workspace(held)
+                    held = await self._containers.keep(held, workspace, RUN, response=run_id)
+                except NotFound:
+                    continue
+            head = held.state.head
+            left.append(WorkspaceAt(held.id, "" if head is None else head.id, auto=bool(held.state.made_for)))
+        return left
 
     async def generated(
         self, project: str, container_id: str, before_commit: str, after_commit: str
@@ -170,22 +175,6 @@ class RunContainers:
             for change in found
             if change.after is not None and change.after.kind == "file"
         ]
-
-    async def _finish(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]:
-        left: list[WorkspaceAt] = []
-        for container_id in container_ids:
-            async with self._containers.changing(container_id):
-                held = await self._containers.held.get(project, container_id)
-                if held is None:  # deleted while the run went on
-                    continue
-                try:
-                    workspace = await self._containers.workspace(held)
-                    held = await self._containers.keep(held, workspace, RUN, response=run_id)
-                except NotFound:
-                    continue
-            head = held.state.head
-            left.append(WorkspaceAt(held.id, "" if head is None else head.id, auto=bool(held.state.made_for)))
-        return left
 
     async def _continues(self, held: Held[Container], commit_id: str) -> bool:
         """Whether no other run has moved the container on since this commit; '' is its beginning."""
