@@ -29,7 +29,11 @@ StateroomError
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ClassVar, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class StateroomError(Exception):
@@ -53,6 +57,25 @@ class StateroomError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that tell a client whether and when to try again."""
         return {}
+
+
+class Translated:
+    """Lets no error of another library's kind out of its block. A class and no generator: hot paths pass through it."""
+
+    __slots__ = ("_kind", "_translate")
+
+    def __init__(self, kind: type[E], translate: Callable[[E], StateroomError]) -> None:
+        self._kind = kind
+        self._translate: Callable[[Any], StateroomError] = translate
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, self._kind):
+            raise self._translate(error) from error
 
 
 class RequestError(StateroomError):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
-from stateroom.errors import StorageError, StorageFull
+from stateroom.errors import StorageError, StorageFull, Translated
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -38,25 +37,13 @@ def put_in_place(aside: Path, path: Path, root: Path, *, full: bool) -> None:
         sync_folder(path.parent)
 
 
-class _Translated:
-    """Lets no error of the operating system out of its block."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise _translate(error) from error
-
-
-TRANSLATED: Final = _Translated()
-
-
 def _translate(error: OSError) -> StorageError:
     if error.errno in _NO_ROOM:
         return StorageFull()
     return StorageError(
         f"A blob could not be read or written ({error.strerror}). See the disk's state and permissions."
     )
+
+
+TRANSLATED: Final = Translated(OSError, _translate)
+"""Lets no error of the operating system out of its block."""

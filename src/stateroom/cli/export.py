@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -11,6 +10,7 @@ import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
 from stateroom.cli.failure import CommandFailed
+from stateroom.cli.saving import save_download
 from stateroom.cli.terminal import safe, say, show_json
 
 Output: TypeAlias = Annotated[
@@ -63,17 +63,5 @@ def import_conversation(
 
 
 def _export(client: Client, path: str, target: Path) -> None:
-    """Write to a file beside the target first: what was cut off must not look whole."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            size = client.download(path, file)
-        beside.replace(target)
-    except OSError as error:
-        raise CommandFailed(f"{target} cannot be written: {error.strerror}.") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    say(f"{safe(str(target))}: {size:,} bytes", style="green")
+    save_download(client, path, target)
     say("It holds everything that was said: keep it from others.", style="dim", err=True)

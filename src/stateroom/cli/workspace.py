@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -14,6 +12,7 @@ import typer
 
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
 from stateroom.cli.failure import ERROR, CommandFailed
+from stateroom.cli.saving import save_download
 from stateroom.cli.terminal import is_terminal, moment, safe, say, show_json, show_table
 
 Id: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="A container's id, cntr_…")]
@@ -145,20 +144,8 @@ def export_files(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Write all files of a container into a tar archive."""
-    target = output or Path(f"{identifier}.tar")
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            place = f"/containers/{segment(identifier)}/archive"
-            size = Client(url).download(place, file, query={"commit": commit})
-        beside.replace(target)
-    except OSError as error:
-        raise CommandFailed(f"{target} cannot be written: {error.strerror}.") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    say(f"{safe(str(target))}: {size:,} bytes", style="green")
+    place = f"/containers/{segment(identifier)}/archive"
+    save_download(Client(url), place, output or Path(f"{identifier}.tar"), query={"commit": commit})
 
 
 def shell(

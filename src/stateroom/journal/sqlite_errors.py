@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from types import TracebackType
 from typing import Final
 
 import apsw
 import msgspec
 
-from stateroom.errors import JournalDamaged, StateroomError, StorageError, StorageFull
+from stateroom.errors import JournalDamaged, StateroomError, StorageError, StorageFull, Translated
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -41,18 +40,5 @@ def _translate(error: Exception) -> StateroomError:
             return StorageError(f"The journal could not do that: {type(error).__name__}: {error}")
 
 
-class _Translated:
-    """A class and not a generator, because every read passes through it."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, apsw.Error):
-            raise translate(error) from error
-
-
-TRANSLATED: Final = _Translated()
+TRANSLATED: Final = Translated(apsw.Error, translate)
 """Lets no error of SQLite out of its block."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from types import TracebackType
 from typing import Final
 
 import apsw
 
-from stateroom.errors import StorageError, StorageFull
+from stateroom.errors import StorageError, StorageFull, Translated
 
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,22 +30,6 @@ class ContentMissing(StorageError):
     code = "content_missing"
 
 
-class _Translated:
-    """Lets no error of SQLite out of its block."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, apsw.Error):
-            raise _translate(error) from error
-
-
-TRANSLATED: Final = _Translated()
-
-
 def _translate(error: apsw.Error) -> StorageError:
     match error:
         case apsw.FullError():
@@ -59,3 +42,7 @@ def _translate(error: apsw.Error) -> StorageError:
             return StorageError("Another process holds the content store. End it, or try again.", code="content_busy")
         case _:
             return StorageError(f"The content store could not be read or written ({error}). See the disk's state.")
+
+
+TRANSLATED: Final = Translated(apsw.Error, _translate)
+"""Lets no error of SQLite out of its block."""

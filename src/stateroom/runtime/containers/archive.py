@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
+from stateroom.runtime.ranges import part_of
 from stateroom.wire.tar import END, padding
 from stateroom.workspaces.content import ContentStore, TreeEntry
 
@@ -20,17 +21,9 @@ class Archive:
         """The same for the same bytes."""
         self.size = sum(len(_head(entry)) + _length(entry) for entry in entries) + len(END)
 
-    async def read(self, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+    def read(self, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
         """Its bytes from `first` to `last` (inclusive; None: the end). Raises StorageError when one is gone."""
-        at, end = 0, self.size if last is None else last + 1
-        async with aclosing(self._pieces()) as pieces:
-            async for piece in pieces:
-                part = piece[max(0, first - at) : max(0, end - at)]
-                at += len(piece)
-                if part:
-                    yield part
-                if at >= end:
-                    return
+        return part_of(self._pieces(), first, last, self.size)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         for entry in self._entries:

@@ -34,6 +34,7 @@ from stateroom.journal.entries import (
 )
 from stateroom.journal.store import Index, Journal
 from stateroom.runtime.files.files import Files
+from stateroom.runtime.ranges import part_of
 from stateroom.runtime.reading import RESPONSES, conversation_not_found, response_not_found
 from stateroom.wire import tar
 from stateroom.wire.export import (
@@ -86,17 +87,9 @@ class Export:
         """The same for the same bytes."""
         return f'"{hashlib.sha256(self._head).hexdigest()}"'
 
-    async def read(self, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
+    def read(self, first: int = 0, last: int | None = None) -> AsyncGenerator[bytes, None]:
         """Its bytes from `first` to `last` (inclusive; None: the end). Raises StorageError when one is gone."""
-        at, end = 0, self.size if last is None else last + 1
-        async with aclosing(self._pieces()) as pieces:
-            async for piece in pieces:
-                part = piece[max(0, first - at) : max(0, end - at)]
-                at += len(piece)
-                if part:
-                    yield part
-                if at >= end:
-                    return
+        return part_of(self._pieces(), first, last, self.size)
 
     async def _pieces(self) -> AsyncGenerator[bytes, None]:
         manifest = self.manifest
