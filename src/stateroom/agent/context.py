@@ -17,7 +17,7 @@ from stateroom.agent.hosted import as_function
 from stateroom.agent.pairs import call_id_of, is_result
 from stateroom.agent.programs import carried_items
 from stateroom.agent.tokens import estimate_item
-from stateroom.journal.entries import ContextItem, Item
+from stateroom.journal.entries import BLOB_FIELDS, PART_FIELDS, ContextItem, Item
 from stateroom.journal.hosted_items import caller_of
 
 NOT_FOR_MODELS = frozenset({"item_reference", "additional_tools", "configuration_update", "compaction_trigger"})
@@ -184,10 +184,7 @@ def as_model_sees(held: ContextItem, images: Mapping[str, str]) -> Iterator[Cont
     yield held
 
 
-BLOBS: Final = ("blob", "text_blob", "data_blob")
-"""Fields of a part that name a blob: an image's bytes, what a model reads of a file, the file as it was sent."""
-
-BY_REFERENCE: Final = (*BLOBS, "media_type")
+BY_REFERENCE: Final = (*BLOB_FIELDS, "media_type")
 """Fields of a part that are not its sender's."""
 
 TEXT_OF: Final = "text of "
@@ -197,12 +194,12 @@ TEXT_OF: Final = "text of "
 def blob_digests(items: Iterable[Item]) -> Iterator[str]:
     """The blobs that the parts of these items refer to."""
     for item in items:
-        for field in ("content", "output", "outputs"):
+        for field in PART_FIELDS:
             parts = item.get(field)
             if isinstance(parts, list):
                 for part in parts:
                     if isinstance(part, dict):
-                        yield from [part[name] for name in BLOBS if name in part]
+                        yield from [part[name] for name in BLOB_FIELDS if name in part]
 
 
 def shown_blobs(item: Item) -> Iterator[tuple[str, str, str]]:

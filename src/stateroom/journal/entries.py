@@ -17,6 +17,13 @@ Item: TypeAlias = dict[str, Any]
 """A packed item; treated as immutable by everyone."""
 
 
+PART_FIELDS: Final = ("content", "output", "outputs")
+"""Fields of an item that may hold a list of parts."""
+
+BLOB_FIELDS: Final = ("blob", "text_blob", "data_blob")
+"""Fields of a part that name a blob: an image's bytes, what a model reads of a file, the file as it was sent."""
+
+
 class Effect(StrEnum):
     """What a tool call does to the world: it decides what recovery may do with an unfinished call."""
 

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from stateroom.journal.entries import (
+    BLOB_FIELDS,
+    PART_FIELDS,
     ConversationCreated,
     ConversationDeleted,
     ConversationUpdated,
@@ -190,11 +192,11 @@ def _added(seq: int, record: ItemsAdded) -> Iterator[IndexChange]:
 
 
 def _blobs(seq: int, item: Item) -> Iterator[IndexChange]:
-    for field in ("content", "output", "outputs"):
+    for field in PART_FIELDS:
         parts = item.get(field)
         if isinstance(parts, list):
             for part in parts:
                 if isinstance(part, dict):
-                    for name in ("blob", "text_blob", "data_blob"):
+                    for name in BLOB_FIELDS:
                         if isinstance(part.get(name), str):
                             yield PutBlob(part[name], seq)

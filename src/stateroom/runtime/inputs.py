@@ -23,7 +23,7 @@ from stateroom.agent.state import fold_run
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.blobs.store import Blobs
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.journal.entries import Entry, Item, ItemsAdded, RunSettings, RunStarted, decode
+from stateroom.journal.entries import PART_FIELDS, Entry, Item, ItemsAdded, RunSettings, RunStarted, decode
 from stateroom.journal.store import Index, Journal, RunRow
 from stateroom.runtime.files.inputs import SOURCES, FileBudget, FileInputs
 from stateroom.settings import Limits
@@ -303,7 +303,7 @@ class Inputs:
         if not any(True for _ in blob_digests([item])):
             return item
         changed = item
-        for field in ("content", "output", "outputs"):
+        for field in PART_FIELDS:
             parts = item.get(field)
             if isinstance(parts, list):
                 changed = {**changed, field: [await self._shown_part(part) for part in parts]}
