@@ -16,8 +16,8 @@ import msgspec
 
 from benchmarks.measure import MIB
 from benchmarks.table import Row, number, spread
-from stateroom.workspaces.content import ContentDatabase, StatCache
-from stateroom.workspaces.folder import Folder
+from stateroom.workspaces.content.store import ContentDatabase, StatCache
+from stateroom.workspaces.files.folder import Folder
 
 if TYPE_CHECKING:
     from benchmarks.scenarios import Bench

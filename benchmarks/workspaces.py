@@ -30,8 +30,8 @@ from benchmarks.table import Row, number, spread
 from benchmarks.wire import Connection
 from stateroom.settings import WorkspaceSettings
 from stateroom.testing.sandboxes import members
-from stateroom.workspaces.agent_client import Agent
-from stateroom.workspaces.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.channels.agent import Agent
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 from stateroom.workspaces.layout import CONTENT
 from stateroom.workspaces.workspace import SandboxSpec
 

@@ -17,11 +17,11 @@ from stateroom.settings import BackendSettings, Settings
 from stateroom.telemetry.exposition import Read
 from stateroom.telemetry.instruments import Instruments
 from stateroom.telemetry.metrics import WorkspaceMeter
-from stateroom.workspaces.content import ContentStore
-from stateroom.workspaces.driver_choice import choose_driver
+from stateroom.workspaces.content.store import ContentStore
+from stateroom.workspaces.drivers.choice import choose_driver
 from stateroom.workspaces.egress.proxy import EgressProxy
 from stateroom.workspaces.layout import CONTENT, EGRESS, LIVE, kernel_files
-from stateroom.workspaces.live import Workspaces
+from stateroom.workspaces.live.workspaces import Workspaces
 
 
 def build_workspaces(

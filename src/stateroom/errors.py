@@ -29,9 +29,10 @@ StateroomError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
@@ -216,6 +217,10 @@ class SandboxDied(SandboxFailed):
 
 class StorageError(StateroomError):
     code = "storage_error"
+
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What systems say when there is no room for a file: StorageFull."""
 
 
 class StorageFull(StorageError):

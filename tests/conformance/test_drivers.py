@@ -14,11 +14,11 @@ import pytest
 from stateroom.errors import StateroomError
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import CASES, ISOLATION, Case
-from stateroom.workspaces.bubblewrap import BubblewrapDriver
-from stateroom.workspaces.cgroups import Cgroups
-from stateroom.workspaces.landlock import LandlockDriver
-from stateroom.workspaces.oci import OciDriver
-from stateroom.workspaces.unsafe import UnsafeDriver
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.drivers.cgroups import Cgroups
+from stateroom.workspaces.drivers.landlock import LandlockDriver
+from stateroom.workspaces.drivers.oci import OciDriver
+from stateroom.workspaces.drivers.unsafe import UnsafeDriver
 from stateroom.workspaces.workspace import Driver
 
 IMAGE = os.environ.get("STATEROOM_TEST_IMAGE", "localhost/stateroom-test:latest")

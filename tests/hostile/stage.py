@@ -25,9 +25,9 @@ from typing import Any, Final
 from stateroom.errors import SandboxFailed, StateroomError
 from stateroom.settings import WorkspaceSettings
 from stateroom.testing.driver_conformance import Bench, opened
-from stateroom.workspaces import processes
-from stateroom.workspaces.driver_choice import make_driver
-from stateroom.workspaces.folder import Folder
+from stateroom.workspaces.drivers import processes
+from stateroom.workspaces.drivers.choice import make_driver
+from stateroom.workspaces.files.folder import Folder
 from stateroom.workspaces.layout import inside_directory
 from stateroom.workspaces.workspace import Driver
 

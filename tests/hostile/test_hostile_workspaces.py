@@ -55,7 +55,7 @@ def why_not(setting: str) -> str:
     if user:
         if os.getuid():
             return "only root can become another user"
-        done = _as_ordinary_user("-c", "import msgspec, stateroom.workspaces.bubblewrap")
+        done = _as_ordinary_user("-c", "import msgspec, stateroom.workspaces.drivers.bubblewrap")
         return done.stderr[-300:] if done.returncode else ""
     try:
         asyncio.run(tried())

@@ -34,7 +34,7 @@ from stateroom.testing.mortal_workspaces import STRUCK
 from stateroom.testing.probe_server import EFFECTS, HURRY
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
 from stateroom.testing.sandboxes import members, mounted
-from stateroom.workspaces.processes import send_signal
+from stateroom.workspaces.drivers.processes import send_signal
 from tests.simulation.batching import Durable, check_asked, note_durable
 from tests.simulation.cast import cast_at_work, cast_for
 from tests.simulation.checks import check_all, settle

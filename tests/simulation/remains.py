@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from stateroom.testing.sandboxes import members, mounted, tag_of
-from stateroom.workspaces import processes
-from stateroom.workspaces.cgroups import find_cgroups
+from stateroom.workspaces.drivers import processes
+from stateroom.workspaces.drivers.cgroups import find_cgroups
 
 QUIET_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 20.0

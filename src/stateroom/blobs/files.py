@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Final
 
-from stateroom.errors import StorageError, StorageFull, Translated
-
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from stateroom.errors import NO_ROOM, StorageError, StorageFull, Translated
 
 
 def open_private(path: str, flags: int) -> int:
@@ -38,7 +35,7 @@ def put_in_place(aside: Path, path: Path, root: Path, *, full: bool) -> None:
 
 
 def _translate(error: OSError) -> StorageError:
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return StorageFull()
     return StorageError(
         f"A blob could not be read or written ({error.strerror}). See the disk's state and permissions."

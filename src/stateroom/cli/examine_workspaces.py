@@ -83,7 +83,7 @@ def _together(settings: Settings, examined: Examined) -> Finding:
 
 
 async def _probe(settings: Settings, name: str) -> Report:
-    from stateroom.workspaces.driver_choice import make_driver
+    from stateroom.workspaces.drivers.choice import make_driver
     from stateroom.workspaces.workspace import Report
 
     with tempfile.TemporaryDirectory(prefix="stateroom-doctor-") as data:

@@ -118,7 +118,7 @@ async def _drop_files(journal: SqliteJournal, settings: Settings, project: str) 
     from stateroom.clock import SystemClock  # lazy: as below
     from stateroom.runtime.containers.leaving import drop_unnamed, remove_folders  # lazy: as below
     from stateroom.runtime.records import Records  # lazy: as below
-    from stateroom.workspaces.content import ContentStore  # lazy: as below
+    from stateroom.workspaces.content.store import ContentStore  # lazy: as below
     from stateroom.workspaces.layout import CONTENT, LIVE  # lazy: `stateroom --help` must not pay for the journal
 
     data = Path(settings.data)

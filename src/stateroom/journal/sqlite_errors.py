@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
 import apsw
 import msgspec
 
-from stateroom.errors import JournalDamaged, StateroomError, StorageError, StorageFull, Translated
-
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from stateroom.errors import NO_ROOM, JournalDamaged, StateroomError, StorageError, StorageFull, Translated
 
 
 def translate(error: Exception, *, system_errno: int = 0) -> StateroomError:
     """The error of ours for anything that went wrong below; `system_errno` is the connection's last one."""
     if isinstance(error, StateroomError):
         return error
-    ours = StorageFull() if isinstance(error, apsw.IOError) and system_errno in _NO_ROOM else _translate(error)
+    ours = StorageFull() if isinstance(error, apsw.IOError) and system_errno in NO_ROOM else _translate(error)
     ours.__cause__ = error
     return ours
 

@@ -20,10 +20,10 @@ from stateroom.journal.layout import JOURNAL
 from stateroom.journal.sqlite_connections import connect_reader
 from stateroom.journal.verify_entries import Progress
 from stateroom.journal.verify_report import Report
-from stateroom.workspaces.content_errors import TRANSLATED
-from stateroom.workspaces.content_file import ContentFile
-from stateroom.workspaces.content_read import Reader
-from stateroom.workspaces.content_verify import verify_file
+from stateroom.workspaces.content.errors import TRANSLATED
+from stateroom.workspaces.content.file import ContentFile
+from stateroom.workspaces.content.read import Reader
+from stateroom.workspaces.content.verify import verify_file
 from stateroom.workspaces.layout import CONTENT
 
 CONTAINERS: Final = "verify_containers"

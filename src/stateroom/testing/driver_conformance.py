@@ -26,9 +26,9 @@ from typing import Final, TypeAlias
 import msgspec
 
 from stateroom.errors import SandboxFailed
-from stateroom.workspaces import processes
-from stateroom.workspaces.agent_client import Agent
-from stateroom.workspaces.agent_process import Finished
+from stateroom.workspaces.channels.agent import Agent
+from stateroom.workspaces.channels.process import Finished
+from stateroom.workspaces.drivers import processes
 from stateroom.workspaces.workspace import Driver, Sandbox, SandboxSpec
 
 MEMORY_BYTES: Final = 512 * 1024 * 1024

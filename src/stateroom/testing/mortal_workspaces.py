@@ -20,18 +20,19 @@ from stateroom import building
 from stateroom.runtime.containers import upkeep
 from stateroom.testing.kill_points import KillPoints
 from stateroom.testing.sandboxes import strike
-from stateroom.workspaces import content_database, live
-from stateroom.workspaces.bubblewrap import BubblewrapSandbox
-from stateroom.workspaces.content import ContentStore
-from stateroom.workspaces.content_collect import Collected
-from stateroom.workspaces.content_database import ContentDatabase
-from stateroom.workspaces.content_file import ContentFile
-from stateroom.workspaces.content_restore import Restore
-from stateroom.workspaces.folder import Folder
-from stateroom.workspaces.interpreter import CellResult
+from stateroom.workspaces.channels.interpreter import CellResult
+from stateroom.workspaces.content import database as content_database
+from stateroom.workspaces.content.collect import Collected
+from stateroom.workspaces.content.database import ContentDatabase
+from stateroom.workspaces.content.file import ContentFile
+from stateroom.workspaces.content.restore import Restore
+from stateroom.workspaces.content.store import ContentStore
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapSandbox
+from stateroom.workspaces.files.folder import Folder
 from stateroom.workspaces.layout import LIVE
-from stateroom.workspaces.live import Workspaces
-from stateroom.workspaces.live_workspace import Commit, Executed, Output, Workspace
+from stateroom.workspaces.live import workspaces as live_workspaces
+from stateroom.workspaces.live.workspace import Commit, Executed, Output, Workspace
+from stateroom.workspaces.live.workspaces import Workspaces
 from stateroom.workspaces.workspace import Sandbox
 
 HURRY_SECONDS: Final = {"LOOK_SECONDS": 0.5, "SWEEP_SECONDS": 2.0, "UNNAMED_SECONDS": 6.0}
@@ -52,7 +53,7 @@ def make_workspaces_mortal(points: KillPoints) -> None:
     replaced: tuple[tuple[Any, str, Any], ...] = (
         (building, "ContentStore", partial(MortalContent, points)),
         (building, "Workspaces", partial(MortalWorkspaces, points)),
-        (live, "Workspace", MortalWorkspace),
+        (live_workspaces, "Workspace", MortalWorkspace),
         (content_database, "Restore", MortalRestore),
     )
     for module, name, part in replaced:

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
-from stateroom.workspaces import processes
+from stateroom.workspaces.drivers import processes
 
 _KERNEL = b"interpreter.py"
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from stateroom.errors import NotFound, RequestError
 from stateroom.journal.entries import Effect, Item
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
-from stateroom.workspaces.folder import Folder
-from stateroom.workspaces.live_workspace import Workspace
+from stateroom.workspaces.files.folder import Folder
+from stateroom.workspaces.live.workspace import Workspace
 from stateroom.workspaces.patch import PatchFailed, patched
 
 FILE_BYTES: Final = 10 * 1024 * 1024

@@ -7,7 +7,7 @@ from typing import Any
 from stateroom.journal.entries import Effect
 from stateroom.settings import WorkspaceSettings
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
-from stateroom.workspaces.live_workspace import Workspace
+from stateroom.workspaces.live.workspace import Workspace
 
 
 class CodeInterpreterTool:

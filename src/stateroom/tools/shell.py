@@ -9,8 +9,8 @@ from typing import Any, Final
 from stateroom.journal.entries import Effect, Item
 from stateroom.settings import WorkspaceSettings
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
-from stateroom.workspaces.live_shapes import ended_for
-from stateroom.workspaces.live_workspace import Executed, Workspace
+from stateroom.workspaces.live.shapes import ended_for
+from stateroom.workspaces.live.workspace import Executed, Workspace
 
 COMMANDS_MAX: Final = 32
 COMMAND_BYTES: Final = 128 * 1024

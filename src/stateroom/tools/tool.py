@@ -34,7 +34,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     declaration: Mapping[str, Any] = {}
     """Of the MCP server whose tool it is, secrets included."""
     workspace: Callable[[], Awaitable[Any]] | None = None
-    """Opens the container (a `workspaces.live.Workspace`) that the call works in."""
+    """Opens the container (a `workspaces.live.workspace.Workspace`) that the call works in."""
 
 
 class ToolResult(msgspec.Struct, frozen=True):

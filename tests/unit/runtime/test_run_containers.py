@@ -20,7 +20,7 @@ from stateroom.runtime.containers.files import ContainerFiles
 from stateroom.settings import BackendSettings, ProjectSettings, RetentionSettings, Settings, WorkspaceSettings
 from stateroom.testing.scripted import ScriptedServer
 from stateroom.wire.containers import NewContainer
-from stateroom.workspaces.live import Workspace
+from stateroom.workspaces.live.workspaces import Workspace
 from tests.unit.api.driver import call
 
 AUTO: dict[str, Any] = {"type": "container_auto"}

@@ -15,10 +15,11 @@ from stateroom.settings import WorkspaceSettings
 from stateroom.testing import sandboxes
 from stateroom.testing.kill_points import POINTS, KillPoints
 from stateroom.testing.mortal_workspaces import MortalContent, MortalRestore, MortalWorkspace, MortalWorkspaces
-from stateroom.workspaces import content_database, live
-from stateroom.workspaces.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.content import database as content_database
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 from stateroom.workspaces.layout import LIVE
-from stateroom.workspaces.live import WorkspaceSpec
+from stateroom.workspaces.live import workspaces as live_workspaces
+from stateroom.workspaces.live.workspaces import WorkspaceSpec
 
 pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 
@@ -50,7 +51,7 @@ def points() -> Watched:
 async def workspaces(
     tmp_path: Path, points: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MortalWorkspaces]:
-    monkeypatch.setattr(live, "Workspace", MortalWorkspace)
+    monkeypatch.setattr(live_workspaces, "Workspace", MortalWorkspace)
     monkeypatch.setattr(content_database, "Restore", MortalRestore)
     monkeypatch.setattr(MortalRestore, "points", points, raising=False)
     content = MortalContent(points, tmp_path / "content.db")

@@ -14,8 +14,8 @@ from stateroom.testing.mcp_server import CALLS, TOOLS
 from stateroom.tools.mcp.attempt import McpFailed
 from stateroom.tools.mcp.seams import Place
 from stateroom.wire.mcp import McpServer, parse_mcp
-from stateroom.workspaces.agent_client import Agent
-from stateroom.workspaces.unsafe import UnsafeDriver
+from stateroom.workspaces.channels.agent import Agent
+from stateroom.workspaces.drivers.unsafe import UnsafeDriver
 from stateroom.workspaces.workspace import SandboxSpec
 from tests.unit.tools.mcp_places import LocalProcess, LocalSpawner, calling, until
 

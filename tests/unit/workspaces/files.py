@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from hypothesis import strategies as st
 
-from stateroom.workspaces.folder import Folder
+from stateroom.workspaces.files.folder import Folder
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "40"))
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from stateroom.workspaces.interpreter import Interpreter, KernelTimes
+from stateroom.workspaces.channels.interpreter import Interpreter, KernelTimes
 from stateroom.workspaces.layout import cloudpickle_directory, inside_directory
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from stateroom.testing import driver_conformance
-from stateroom.workspaces.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 
 
 async def main() -> None:

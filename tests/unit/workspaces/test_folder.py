@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateroom.errors import InvalidRequest, NotFound, StateroomError, TooLarge
-from stateroom.workspaces.folder import Folder
-from stateroom.workspaces.folder_walk import DEPTH_MAX, OURS, parts, text
+from stateroom.workspaces.files.folder import Folder
+from stateroom.workspaces.files.walk import DEPTH_MAX, OURS, parts, text
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0

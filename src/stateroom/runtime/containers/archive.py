@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from stateroom.runtime.ranges import part_of
 from stateroom.wire.tar import END, padding
-from stateroom.workspaces.content import ContentStore, TreeEntry
+from stateroom.workspaces.content.store import ContentStore, TreeEntry
 
 
 class Archive:

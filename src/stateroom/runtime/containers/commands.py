@@ -15,7 +15,7 @@ from stateroom.errors import Forbidden
 from stateroom.runtime.containers.containers import Containers
 from stateroom.runtime.containers.state import EXEC, Container, ExecNote
 from stateroom.runtime.records import Held
-from stateroom.workspaces.live import Executed, Workspace
+from stateroom.workspaces.live.workspaces import Executed, Workspace
 
 log = logging.getLogger("stateroom.containers")
 

@@ -13,8 +13,8 @@ from stateroom.journal.entries import Fact
 from stateroom.runtime.containers.containers import Containers, new_container_id
 from stateroom.runtime.containers.state import IDLE, RESTORED, CommitNote, Container
 from stateroom.runtime.records import Held
-from stateroom.workspaces.content import Change, ContentStore
-from stateroom.workspaces.live import new_commit_id
+from stateroom.workspaces.content.store import Change, ContentStore
+from stateroom.workspaces.live.workspaces import new_commit_id
 
 CHANGES_MAX: Final = 10_000
 """Paths of a diff."""

@@ -47,10 +47,10 @@ from stateroom.wire.containers import (
     NewContainer,
     memory_bytes_of,
 )
-from stateroom.workspaces.content import ContentStore
+from stateroom.workspaces.content.store import ContentStore
 from stateroom.workspaces.egress.policy import NetworkPolicy as Opened
 from stateroom.workspaces.egress.policy import Secret, make_policy
-from stateroom.workspaces.live import Commit, Workspace, Workspaces, WorkspaceSpec
+from stateroom.workspaces.live.workspaces import Commit, Workspace, Workspaces, WorkspaceSpec
 from stateroom.workspaces.workspace import Mount
 
 _PAGE: Final = 200

@@ -29,7 +29,7 @@ from stateroom.runtime.containers.state import (
 from stateroom.runtime.files.files import Files, Incoming
 from stateroom.runtime.records import Held
 from stateroom.wire.containers import container_file_id
-from stateroom.workspaces.content import TreeEntry
+from stateroom.workspaces.content.store import TreeEntry
 
 _KNOWN_MAX: Final = 8
 """Lists of files in memory."""

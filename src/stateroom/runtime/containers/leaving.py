@@ -10,9 +10,9 @@ from typing import Final
 from stateroom.journal.store import Index
 from stateroom.runtime.containers.state import COLLECTION, CommitNote, Container, read_note
 from stateroom.runtime.records import Collection, Held, Records
-from stateroom.workspaces.content import ContentStore
-from stateroom.workspaces.live import folders
-from stateroom.workspaces.live_folder import LiveFolder
+from stateroom.workspaces.content.store import ContentStore
+from stateroom.workspaces.live.folder import LiveFolder
+from stateroom.workspaces.live.workspaces import folders
 
 _PAGE: Final = 100
 

@@ -25,7 +25,7 @@ from stateroom.runtime.records import Held, RecordExists
 from stateroom.runtime.skills.mounting import MountedSkill, blobs_of, remembered_skills
 from stateroom.wire.containers import DeclaredContainer, container_file_id, shown_path
 from stateroom.wire.decoding import validate
-from stateroom.workspaces.live import Workspace
+from stateroom.workspaces.live.workspaces import Workspace
 
 log = logging.getLogger("stateroom.containers")
 

@@ -20,7 +20,7 @@ from stateroom.runtime.containers.leaving import each_container, named_by
 from stateroom.runtime.containers.state import IDLE, CommitNote, Container, read_note
 from stateroom.runtime.records import Held
 from stateroom.settings import RetentionSettings
-from stateroom.workspaces.live import Workspace
+from stateroom.workspaces.live.workspaces import Workspace
 
 log = logging.getLogger("stateroom.containers")
 

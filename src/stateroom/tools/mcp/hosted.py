@@ -13,7 +13,7 @@ from stateroom.tools.mcp.servers import McpServers
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
 from stateroom.wire.mcp import McpServer, parse_mcp
 from stateroom.wire.mcp_tools import error_text, list_item
-from stateroom.workspaces.live_workspace import Workspace
+from stateroom.workspaces.live.workspace import Workspace
 
 
 class McpTool:

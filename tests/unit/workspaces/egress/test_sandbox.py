@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from stateroom.errors import StateroomError
-from stateroom.workspaces.agent_client import Agent
-from stateroom.workspaces.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.channels.agent import Agent
+from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 from stateroom.workspaces.workspace import WORKSPACE, SandboxSpec
 from tests.unit.workspaces.egress.stage import API, OTHER, SECRET, Roots, Site, Stage, site, stage
 
