@@ -1,4 +1,4 @@
-"""The content store of workspaces, without a server: what a commit and a restore cost, in time and on the disk."""
+"""The content store of workspaces: what a commit and a restore cost without a server, and a fork in one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from benchmarks.forks import forks
 from benchmarks.measure import MIB
 from benchmarks.table import Row, number, spread
 from stateroom.workspaces.content.store import ContentDatabase, StatCache
@@ -42,7 +43,7 @@ class Took(msgspec.Struct, frozen=True):
 
 
 def content(bench: Bench) -> Iterator[Row]:
-    """Commits and restores of many small files, and of one large file."""
+    """Commits and restores of many small files, and of one large file; then forks."""
     root = bench.folder / "content"
     root.mkdir()
     try:
@@ -51,6 +52,7 @@ def content(bench: Bench) -> Iterator[Row]:
             yield from _large(root, bench.scale.commits, bench.scale.large_mib)
     finally:
         shutil.rmtree(root)
+    yield from forks(bench)
 
 
 def _many(root: Path, commits: int) -> Iterator[Row]:

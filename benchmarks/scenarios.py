@@ -47,6 +47,8 @@ class Scale(msgspec.Struct, frozen=True):
     """Of the content store."""
     large_mib: int
     """Its large file."""
+    fork_commits: int
+    """Of a container that is forked."""
     idle_seconds: float
     """For which live workspaces are watched."""
 
@@ -64,6 +66,7 @@ FULL: Final = Scale(
     socket_streams=64,
     commits=50,
     large_mib=200,
+    fork_commits=1000,
     idle_seconds=10.0,
 )
 QUICK: Final = Scale(
@@ -79,6 +82,7 @@ QUICK: Final = Scale(
     socket_streams=8,
     commits=5,
     large_mib=20,
+    fork_commits=100,
     idle_seconds=2.0,
 )
 

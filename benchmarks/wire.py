@@ -22,16 +22,20 @@ class Connection(asyncio.Protocol):
         _, connection = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
         return connection
 
-    async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
+    async def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, bytes]:
         """Status and whole body of the answer, also when it is a stream."""
+        return await self._ask(f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: {kind}", body)
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """The same."""
+        return await self._ask(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1", b"")
+
+    async def _ask(self, head: str, body: bytes) -> tuple[int, bytes]:
         assert self._transport is not None
         if not self.is_open:
             raise ConnectionError("the server has closed the connection, which was idle for too long")
         self._answer = asyncio.get_running_loop().create_future()
-        head = (
-            f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        )
-        self._transport.write(head.encode() + b"\r\n\r\n" + body)
+        self._transport.write(f"{head}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
         return await self._answer
 
     @property

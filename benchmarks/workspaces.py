@@ -15,6 +15,7 @@ import msgspec
 from benchmarks import model
 from benchmarks.content import CHANGES, DIRECTORIES, FILE_BYTES, FILES
 from benchmarks.dialogues import LoadFailed
+from benchmarks.forks import FORK_BUDGET_MS
 from benchmarks.measure import (
     KIB,
     MIB,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from benchmarks.scenarios import Bench
 
 EXEC_BUDGET_MS: Final = 5.0
-FORK_BUDGET_MS: Final = 1.0
 WARMUP: Final = 10
 TURNS: Final = 40
 """Of one repeat; with 2,000 files a quarter of it."""

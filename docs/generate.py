@@ -106,6 +106,8 @@ _SECTIONS = (
     "policy",
     "telemetry",
 )
+_HOLDERS = ("Settings", "ProjectSettings")
+"""Classes with sections in them, which have tables of their own."""
 
 TITLES = {
     "Settings": "## The server",
@@ -218,7 +220,7 @@ def _table(node: ast.ClassDef) -> str:
         about = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             about = " ".join(str(following.value.value).split()).replace("|", "\\|")
-        if field.target.id in _SECTIONS:
+        if node.name in _HOLDERS and field.target.id in _SECTIONS:
             continue
         default = _plain(ast.unparse(field.value)) if field.value is not None else "required"
         choices = _choices(field.annotation)

@@ -71,6 +71,7 @@ from stateroom.runtime.completions import Completer
 from stateroom.runtime.containers.commands import ContainerCommands
 from stateroom.runtime.containers.commits import ContainerCommits
 from stateroom.runtime.containers.containers import ContainerParts, Containers
+from stateroom.runtime.containers.egress import ContainerEgress
 from stateroom.runtime.containers.files import ContainerFiles
 from stateroom.runtime.containers.of_runs import RunContainers
 from stateroom.runtime.containers.upkeep import ContainerUpkeep
@@ -330,6 +331,7 @@ class Application:
                 self.containers,
                 ContainerFiles(self.containers, self.files, self.blobs),
                 ContainerCommits(self.containers),
+                ContainerEgress(self.containers),
                 self.commands,
                 self.idempotency,
                 limits,

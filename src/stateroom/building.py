@@ -30,7 +30,10 @@ def build_workspaces(
     """The live set, over the driver that the settings ask for. Nothing is started."""
     wanted = settings.workspaces
     egress = EgressProxy(
-        data.absolute() / EGRESS, egress_domains=wanted.egress_domains, allow_private=settings.allow_private_addresses
+        data.absolute() / EGRESS,
+        egress_domains=wanted.egress_domains,
+        allow_private=settings.allow_private_addresses,
+        clock=clock,
     )
     driver, reason = choose_driver(settings.workspaces, data)
     mounts = kernel_files()

@@ -23,6 +23,8 @@ _halves: list[str] = []
 os.register_at_fork(after_in_child=_halves.clear)  # two processes must not give out the same
 _ITEM = re.compile(r"\A[a-z_]{1,24}_([0-9a-hjkmnp-tv-z]{26})([0-9a-f]{4})\Z")
 
+_KEY = re.compile(r"\A([0-9a-hjkmnp-tv-z]{10})[0-9a-hjkmnp-tv-z]{16}\Z")
+
 OUTPUT_BASE = 0x8000
 """Ordinal of the first output item of a run; lower ordinals are its input items."""
 
@@ -80,6 +82,17 @@ def parse_item_id(value: str) -> tuple[str, int] | None:
 def key_of(identifier: str) -> str:
     """The key inside `prefix_KEY`."""
     return identifier.rsplit("_", 1)[-1]
+
+
+def made_at(identifier: str) -> int:
+    """When an id was made, in milliseconds since the epoch; -1 for what is none of ours."""
+    match = _KEY.match(key_of(identifier))
+    if match is None:
+        return -1
+    at = 0
+    for character in match.group(1):
+        at = at << 5 | _ALPHABET.index(character)
+    return at
 
 
 def random_padding(length: int) -> str:

@@ -278,7 +278,7 @@ class PolicyRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arguments: str = ""
     """Regular expression that is searched for in the call's arguments, or one of its commands; empty: any."""
     project: str = "*"
-    """For which project."""
+    """For whose calls, with `*` for anything."""
     reason: str = ""
     """Told to the model and the client."""
 

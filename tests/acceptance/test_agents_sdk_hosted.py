@@ -19,7 +19,9 @@ from agents import (
     Runner,
     ShellTool,
     SQLiteSession,
+    ToolSearchTool,
     apply_diff,
+    function_tool,
     set_tracing_disabled,
 )
 from agents.tool import MCPToolApprovalRequest, ShellCommandRequest
@@ -270,6 +272,52 @@ async def test_the_client_applies_patches(model: OpenAIResponsesModel, streamed:
     result = await run(agent, "\n".join(words), streamed=streamed)
     assert editor.files == {"a.txt": "one\nthree"}
     assert result.final_output == ("The tool answered: made a.txt; changed a.txt; made b.txt; removed b.txt")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("approved", [False, True])
+async def test_a_command_that_a_rule_asks_about_interrupts_the_run(
+    asking: AsyncOpenAI, streamed: bool, approved: bool
+) -> None:
+    """The SDK wants the server of each approval declared, and this one stands for the tools that have none."""
+    asked = HostedMCPTool(tool_config={"type": "mcp", "server_label": "stateroom"})
+    model = OpenAIResponsesModel(model="scripted", openai_client=asking)
+    agent = Agent(name="worker", tools=[ShellTool(environment=AUTO), asked], model=model)
+    result = await run(agent, shell("echo done"), streamed=streamed)
+    [waiting] = result.interruptions
+    assert (waiting.raw_item.name, waiting.raw_item.server_label) == ("shell", "stateroom")
+    state = result.to_state()
+    if approved:
+        state.approve(waiting)
+    else:
+        state.reject(waiting)
+    result = await run(agent, state, streamed=streamed)
+    said = "done" if approved else "[stderr]\nThe user refused this call.\n[exit code 1]"
+    assert result.final_output.endswith(f"; {said}")
+
+
+@pytest.fixture
+async def asking(model_host: ModelHost, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
+    file = tmp_path / "stateroom.toml"
+    file.write_text('[[policy]]\ntool = "shell"\ndecision = "ask"\n')
+    process = ServerProcess(tmp_path / "data", backends=(model_host.url,), options=("--config", str(file)))
+    with process.start():
+        async with AsyncOpenAI(base_url=process.url, api_key="unused", max_retries=0) as client:
+            yield client
+        process.terminate()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_deferred_functions_are_found_and_called(model: OpenAIResponsesModel, streamed: bool) -> None:
+    @function_tool(defer_loading=True)
+    def price(of: str) -> str:
+        """The price of an article."""
+        return f"{of}: 3"
+
+    words = 'call: tool_search {"query":"price"}\ncall: price {"of":"tea"}'
+    agent = Agent(name="seller", tools=[price, ToolSearchTool()], model=model)
+    result = await run(agent, words, streamed=streamed)
+    assert result.final_output.endswith("; tea: 3")
 
 
 async def test_all_hosted_tools_work_side_by_side(model: OpenAIResponsesModel, mcp: tuple[ScriptedMcp, str]) -> None:

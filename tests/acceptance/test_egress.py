@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stateroom.testing.process import ServerProcess
-from tests.acceptance.modelhost import ModelHost
+from tests.acceptance.modelhost import ModelHost, until
 from tests.acceptance.wire import send
 
 VALUE = "real-value-5f1c77e0b2"
@@ -115,6 +115,65 @@ def test_what_is_not_listed_is_refused_in_words_that_help(own: ServerProcess, ou
     assert outside.heard == []
     assert metric(own, 'stateroom_egress_decisions_total{reason="not_listed",verdict="refused"}') == 1
     assert "allowed=False reason=not_listed" in own.output
+
+
+def decisions(own: ServerProcess, container_id: str, query: str = "") -> list[dict[str, Any]]:
+    answer = send(own.url, "GET", f"/containers/{container_id}/egress{query}")
+    assert answer.status == 200, answer.body
+    found: list[dict[str, Any]] = answer.json["data"]
+    return found
+
+
+def told(decision: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(decision[name] for name in ("domain", "port", "verdict", "reason", "count"))
+
+
+def test_the_decisions_about_a_container_can_be_asked_for_and_outlive_the_server(
+    own: ServerProcess, outside: Outside
+) -> None:
+    port = outside.server.server_port
+    secret = {"domain": outside.place, "name": "API_KEY", "value": VALUE}
+    policy = {"type": "allowlist", "allowed_domains": [outside.place], "domain_secrets": [secret]}
+    container, other = made(own, policy), made(own, {"type": "allowlist", "allowed_domains": ["other.example"]})
+    assert decisions(own, container) == []
+    allowed = FETCH.format(url=f"http://{outside.place}/path-7731?query-7731")
+    ran(own, container, f"{allowed}; {allowed}".replace("END; ", "END\n"))
+    ran(own, container, FETCH.format(url="http://elsewhere.example/path-7731"))
+    ran(own, other, FETCH.format(url=f"http://{outside.place}/"))
+    expected = [
+        ("elsewhere.example", 80, "refused", "not_listed", 1),
+        ("127.0.0.2", port, "allowed", "listed", 2),
+    ]
+    shown = decisions(own, container)
+    assert [told(each) for each in shown] == expected
+    assert [told(each) for each in decisions(own, container, "?order=asc")] == expected[::-1]
+    assert decisions(own, container, f"?limit=1&after={shown[0]['id']}") == shown[1:]
+    assert [told(each) for each in decisions(own, other)] == [("127.0.0.2", port, "refused", "not_listed", 1)]
+    for each in shown:
+        assert set(each) == {
+            "id", "object", "container_id", "domain", "port", "verdict", "reason", "count", "first_at", "last_at"
+        }  # fmt: skip
+        assert each["container_id"] == container
+        assert 0 < each["first_at"] <= each["last_at"]
+    assert "7731" not in json.dumps(shown)
+    assert VALUE not in json.dumps(shown)
+    own.kill()
+    own.start()
+    assert decisions(own, container) == shown, "they were noted with the commands' commits"
+    fork = send(own.url, "POST", f"/containers/{container}/fork", {}).json["id"]
+    assert decisions(own, fork) == []
+    assert send(own.url, "DELETE", f"/containers/{container}").status == 200
+    gone = send(own.url, "GET", f"/containers/{container}/egress")
+    assert (gone.status, gone.error["code"]) == (404, "container_not_found")
+
+
+def test_what_goes_on_is_seen_before_its_command_has_ended(own: ServerProcess, outside: Outside) -> None:
+    container = made(own, {"type": "allowlist", "allowed_domains": [outside.place]})
+    job = FETCH.format(url=f"http://{outside.place}/")
+    ran(own, container, f"(while [ ! -e go ]; do sleep 0.05; done\n{job}\n) > out 2>&1 &")
+    assert decisions(own, container) == []
+    send(own.url, "POST", f"/containers/{container}/exec", {"command": "touch go"})
+    until(lambda: [told(each)[2:] for each in decisions(own, container)] == [("allowed", "listed", 1)], "it is shown")
 
 
 def test_without_a_policy_there_is_no_network_at_all(own: ServerProcess, outside: Outside) -> None:

@@ -53,10 +53,10 @@ arguments = "import socket"
 """
 
 
-def configured(host: ModelHost, folder: Path, rules: str) -> ServerProcess:
+def configured(host: ModelHost, folder: Path, rules: str, **options: Any) -> ServerProcess:
     file = folder / "stateroom.toml"
     file.write_text(f'allow_private_addresses = true\n[[backends]]\nurl = "{host.url}"\n{rules}')
-    return ServerProcess(folder / "data", options=("--config", str(file)))
+    return ServerProcess(folder / "data", options=("--config", str(file)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,18 @@ def test_a_call_that_a_rule_forbids_is_not_made(client: OpenAI, server: ServerPr
     assert decisions(server, denied) == [("deny", "rule 5")]
     allowed = ask(client, patch("create_file", "a/env", "+S=1\n"), SHELL, PATCH)
     assert of_type(allowed, "apply_patch_call_output")[0].status == "completed"
+
+
+def test_a_call_that_a_rule_forbids_is_an_exception_in_a_program(client: OpenAI) -> None:
+    code = "try { await shell({commands: ['rm -rf .']}) } catch (error) { return `caught: ${error.message}` }"
+    by_programs: Any = {**SHELL, "allowed_callers": ["programmatic"]}
+    answer = ask(
+        client, f"call: program {json.dumps({'code': code})}", {"type": "programmatic_tool_calling"}, by_programs
+    )
+    [output] = of_type(answer, "shell_call_output")
+    assert output.status == "incomplete"
+    [told] = of_type(answer, "program_output")
+    assert told.result.startswith("caught: This call is not allowed here.")
 
 
 def test_a_call_that_is_to_be_asked_for_waits(client: OpenAI, server: ServerProcess, seen: Seen) -> None:

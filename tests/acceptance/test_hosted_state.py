@@ -288,7 +288,9 @@ def test_the_container_says_what_is_left_of_the_variables(server: ServerProcess)
     assert server.terminate() == 0
     server.start()
     with client_of(server) as client:
-        assert interpreter(server.url, container_id)["state"] == "restored"
+        assert interpreter(server.url, container_id) == {"state": "partial", "lost": {"lost": "generator"}}
+        client.containers.files.create(container_id, file=("beside.txt", b"no cell ran"))
+        assert interpreter(server.url, container_id) == {"state": "partial", "lost": {"lost": "generator"}}
         again = ask(client, 'call: python {"code": "kept"}', previous_response_id=first.id)
         assert "lost" in again.output[0].outputs[0].logs
         assert interpreter(server.url, container_id)["state"] == "live"

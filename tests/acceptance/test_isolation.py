@@ -57,6 +57,21 @@ FILES = [
     with_file({"type": "input_image", "file_id": "<file_id>", "detail": "auto"}),
 ]
 
+PLACES = [
+    {**ASK, "tools": [tool]}
+    for tool in (
+        {"type": "shell", "environment": {"type": "container_reference", "container_id": "<container_id>"}},
+        {"type": "code_interpreter", "container": "<container_id>"},
+        {"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["<file_id>"]}},
+        {
+            "type": "shell",
+            "environment": {
+                "type": "container_auto",
+                "skills": [{"type": "skill_reference", "skill_id": "<skill_id>"}],
+            },
+        },
+    )
+]
 ROUTES: dict[str, list[Any]] = {
     # Only the address names somebody's things; None is no body.
     "GET /v1/responses/{response_id}": [None],
@@ -91,6 +106,7 @@ ROUTES: dict[str, list[Any]] = {
     "GET /v1/containers/{container_id}/commits": [None],
     "GET /v1/containers/{container_id}/commits/{commit_id}/diff": [None],
     "GET /v1/containers/{container_id}/archive": [None],
+    "GET /v1/containers/{container_id}/egress": [None],
     "POST /v1/containers/{container_id}/restore": [{"commit": "<commit_id>"}],
     "POST /v1/containers/{container_id}/fork": [NOTHING, {"commit": "<commit_id>"}],
     "POST /v1/containers/{container_id}/exec": [{"command": "ls"}],
@@ -122,6 +138,7 @@ ROUTES: dict[str, list[Any]] = {
         {**ASK, "conversation": {"id": "<conversation_id>"}, "background": True},
         REFERENCE,
         *FILES,
+        *PLACES,
     ],
     "POST /v1/responses/input_tokens": [
         {**ASK, "previous_response_id": "<response_id>"},

@@ -29,6 +29,7 @@ from stateroom.runtime.records import Records
 from stateroom.testing.kill_points import KILL_AT
 from stateroom.testing.process import ProcessFailed, ServerProcess
 from stateroom.testing.script import ChatRequest, Reply
+from tests.acceptance.hosted import PYTHON, SHELL, python, shell
 from tests.acceptance.modelhost import ModelHost, until
 from tests.acceptance.test_webhooks import Receiver
 from tests.acceptance.wire import RESPONSE
@@ -52,6 +53,8 @@ class CountingHost(ModelHost):
 
     def _respond(self, request: ChatRequest) -> Reply:
         self.counts[request.messages[-1].text] += 1
+        if request.messages[-1].role == "tool" and "stumble" in request.messages[0].text:
+            return Reply(status=500, error={"message": "It stumbled over what came back.", "type": "server_error"})
         return super()._respond(request)
 
 
@@ -463,3 +466,88 @@ def memory_of(server: ServerProcess) -> int:
     """The most memory that it ever had, in kilobytes."""
     status = Path(f"/proc/{server.pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
+
+
+def of_container(client: OpenAI) -> tuple[str, dict[str, Any]]:
+    """A container, and the shell in it."""
+    made = client.containers.create(name="of a batch")
+    return made.id, {"type": "shell", "environment": {"type": "container_reference", "container_id": made.id}}
+
+
+def times(client: OpenAI, tool: Any) -> str:
+    """What stands in the file into which every command of a test writes a line."""
+    answer: Any = client.responses.create(model="scripted", input=shell("cat times"), tools=[tool])
+    stdout: str = answer.output[1].output[0].stdout
+    return stdout
+
+
+def test_hosted_tools_work_in_the_requests_of_a_batch(client: OpenAI) -> None:
+    first: Any = client.responses.create(model="scripted", input=shell("echo before > f"), tools=[SHELL])
+    more: dict[str, Any] = {"tools": [SHELL, PYTHON], "include": ["code_interpreter_call.outputs"]}
+    words = "\n".join([shell("echo one > f; cat f; ls"), python("6 * 7")])
+    bodies = [
+        asking(RESPONSES, words, **more),
+        asking(RESPONSES, words, store=False, **more),
+        asking(RESPONSES, shell("cat f"), previous_response_id=first.id, **more),
+        asking(RESPONSES, shell("cat f"), tools=[{**SHELL, "environment": {"type": "nonsense"}}]),
+    ]
+    batch = ended(client, begin(client, RESPONSES, lines(RESPONSES, bodies)))
+    assert batch.status == "completed"
+    output = read(client, batch.output_file_id)
+    answers = [Response.model_validate(output[f"id {number}"]["response"]["body"]) for number in range(3)]
+    for answer in answers[:2]:
+        call: Any = answer.output[1]
+        assert call.output[0].stdout == "one\nf\n"
+        cell: Any = answer.output[2]
+        assert cell.outputs[0].logs == "42"
+    third: Any = answers[2].output[1]
+    assert third.output[0].stdout == "before\n"
+    assert read(client, batch.error_file_id)["id 3"]["response"]["status_code"] == 400
+    found: Any = client.responses.retrieve(answers[0].id)
+    later: Any = client.responses.create(
+        model="scripted", input=shell("cat f"), tools=[SHELL], previous_response_id=found.id
+    )
+    assert later.output[1].output[0].stdout == "one\n"
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_no_command_of_a_batch_is_carried_out_again_when_the_server_was_killed_in_it(
+    server: ServerProcess, store: bool
+) -> None:
+    server.start()
+    with client_of(server) as client:
+        container_id, tool = of_container(client)
+        words = shell("echo x >> times; while [ ! -e go ]; do sleep 0.02; done; echo over", timeout_ms=60_000)
+        body = asking(RESPONSES, words, tools=[tool], store=store)
+        batch = begin(client, RESPONSES, lines(RESPONSES, [body, asking(RESPONSES, "say: fine", store=store)]))
+        folder = server.data / "workspaces" / "live" / container_id / "files"
+        until(lambda: (folder / "times").exists(), "the command has begun")
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed == 1, "the other one is answered")  # type: ignore[union-attr]  # a batch has them
+    server.kill()
+    server.start()
+    with client_of(server) as client:
+        client.containers.files.create(container_id, file=("go", b""))
+        batch = ended(client, batch)
+        assert batch.status == "completed"
+        assert times(client, tool) == "x\n"
+        if store:
+            answer = Response.model_validate(read(client, batch.output_file_id)["id 0"]["response"]["body"])
+            told: Any = answer.output[1]
+            assert (told.status, "unknown" in told.output[0].stderr) == ("incomplete", True)
+        else:
+            refused = read(client, batch.error_file_id)["id 0"]["response"]
+            assert (refused["status_code"], refused["body"]["error"]["code"]) == (500, "outcome_unknown")
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_no_command_of_a_batch_is_carried_out_again_when_the_model_fails_after_it(
+    server: ServerProcess, store: bool
+) -> None:
+    client = client_of(server.start())
+    _, tool = of_container(client)
+    words = shell("echo x >> times") + "\nstumble"
+    batch = begin(client, RESPONSES, lines(RESPONSES, [asking(RESPONSES, words, tools=[tool], store=store)]))
+    batch = ended(client, batch)
+    assert times(client, tool) == "x\n"
+    refused = read(client, batch.error_file_id)["id 0"]["response"]
+    assert refused["status_code"] >= 500

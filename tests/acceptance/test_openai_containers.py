@@ -50,7 +50,7 @@ def client(server: ServerProcess) -> Iterator[OpenAI]:
 
 def strictly(shown: BaseModel) -> BaseModel:
     """The object, if it is of its type to the last field and has no others but our own."""
-    assert set(shown.model_extra or ()) <= {"interpreter"}
+    assert set(shown.model_extra or ()) <= {"interpreter", "jobs"}
     return type(shown).model_validate(shown.model_dump(), strict=True)
 
 
@@ -349,7 +349,18 @@ def test_the_command_line_looks_into_a_container_and_works_in_it(server: ServerP
     assert workspace("shell", made, "-c", "echo one > a; exit 3") == (3, "")
     typed = "mkdir d\ncd d\npwd\necho two > b\ncd nowhere\npwd\n"
     assert workspace("shell", made, typed=typed) == (0, "/workspace/d\n/workspace/d\n")
+    typed = "cd d && cat b; pwd\ncd /tmp; false\npwd\nmkdir x\ncd x; rmdir ../x\npwd\ncd /workspace\npwd\nexit 7\npwd\n"
+    said = "two\n/workspace/d\n/tmp\n/workspace\n"
+    assert workspace("shell", made, typed=typed) == (7, said)
     assert [line.split("\t")[-1] for line in workspace("ls", made)[1].splitlines()] == ["a", "d/b"]
+    for folder, held in (
+        ("d", ["d/b"]),
+        ("/mnt/data/d/b", ["d/b"]),
+        ("/workspace/", ["a", "d/b"]),
+        ("./d/", ["d/b"]),
+        ("b", []),
+    ):
+        assert [line.split("\t")[-1] for line in workspace("ls", made, folder)[1].splitlines()] == held
     assert workspace("cat", made, "d/b") == (0, "two\n")
     assert workspace("cat", made, "d/c")[0] == 1
     assert "+two" in workspace("diff", made)[1]
@@ -359,6 +370,7 @@ def test_the_command_line_looks_into_a_container_and_works_in_it(server: ServerP
     assert workspace("export", made, "-o", str(tmp_path / "out.tar"))[0] == 0
     with tarfile.open(tmp_path / "out.tar") as archive:
         assert archive.getnames() == ["a", "d", "d/b"]
+    assert workspace("export", made, "-o", "-")[1].startswith("a\0")
     assert made in workspace("list", "--name", "by hand")[1]
     send(server.url, "DELETE", f"/containers/{made}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -92,6 +93,28 @@ def test_items_page_in_both_orders(client: OpenAI, limit: int) -> None:
     newest = [item.content[0].text for item in client.conversations.items.list(conversation, limit=limit)]
     assert oldest == [f"m{number}" for number in range(7)]
     assert newest == oldest[::-1]
+
+
+def test_an_id_names_one_item_so_that_lists_come_to_their_end(client: OpenAI) -> None:
+    def message(text: str) -> Any:
+        return {"type": "message", "role": "user", "id": "msg_mine", "content": text}
+
+    def told_of(items: Iterable[Any]) -> list[str]:
+        return [item.content[0].text for item in islice(items, 20)]
+
+    conversation = client.conversations.create(items=[message("a"), message("b")]).id
+    client.conversations.items.create(conversation, items=[message("c")])
+    response = client.responses.create(
+        model="m", conversation=conversation, input=[message("say: d"), message("say: e")]
+    )
+    said = ["a", "b", "c", "say: d", "say: e", "e"]
+    for limit in (1, 2, 20):
+        assert told_of(client.conversations.items.list(conversation, order="asc", limit=limit)) == said
+        assert told_of(client.conversations.items.list(conversation, limit=limit)) == said[::-1]
+    assert told_of(client.responses.input_items.list(response.id, order="asc", limit=1)) == said[:-1]
+    assert told_of([client.conversations.items.retrieve("msg_mine", conversation_id=conversation)]) == ["a"]
+    client.conversations.items.delete("msg_mine", conversation_id=conversation)
+    assert told_of(client.conversations.items.list(conversation, order="asc")) == said[1:]
 
 
 def test_an_empty_list_has_null_ends(client: OpenAI, url: str) -> None:

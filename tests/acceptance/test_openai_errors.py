@@ -51,6 +51,8 @@ def test_a_wrong_address_is_answered_in_the_usual_shape(
 def test_paths_outside_the_api_have_the_same_shape(url: str) -> None:
     root = url.removesuffix("/v1")
     assert send(root, "GET", "/").error["code"] == "unknown_url"
+    assert "Base URLs end in /v1" in send(root, "POST", "/responses").error["message"]
+    assert "/openapi.json" in send(url, "GET", "/nowhere").error["message"]
     assert send(root, "GET", "/health").json == {"status": "ok"}
     assert send(root, "GET", "/ready").json == {"status": "ready"}
     assert send(root, "GET", "/health").headers["x-request-id"].startswith("req_")
@@ -152,7 +154,7 @@ def test_a_lone_surrogate_does_not_break_anything(url: str) -> None:
             "prompt_cache_options.prewarm",
         ),
         ({"model": "m", "input": "x", "previous_response_id": "resp_x"}, "previous_response_not_found", None),
-        ({"model": "m", "input": "x", "conversation": "conv_x"}, "conversation_not_found", None),
+        ({"model": "m", "input": "x", "conversation": "conv_x"}, "conversation_not_found", "conversation"),
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )
@@ -170,6 +172,7 @@ def test_the_client_raises_its_usual_exceptions(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.responses.create(model="m", input="x", previous_response_id="resp_nothing")
     assert bad.value.code == "previous_response_not_found"
+    assert "send the whole input instead" in bad.value.message
     assert bad.value.param == "previous_response_id"
     assert bad.value.type == "invalid_request_error"
     with pytest.raises(openai.NotFoundError):

@@ -182,6 +182,8 @@ def test_the_stream_shows_the_list_and_the_call(server: ServerProcess, mcp: tupl
         "mcp_call_arguments.delta",
     ]
     assert told[9:12] == ["mcp_call_arguments.done", "mcp_call.completed", "output_item.done"]
+    begun, delta, done = events[6]["item"], events[8]["delta"], events[11]["item"]
+    assert begun["arguments"] + delta == done["arguments"] == '{"text":"s"}'
 
 
 def test_a_server_that_cannot_be_listed_fails_the_response(client: OpenAI, mcp: tuple[ScriptedMcp, str]) -> None:

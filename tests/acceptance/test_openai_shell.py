@@ -27,7 +27,8 @@ def test_commands_are_carried_out_and_told(client: OpenAI, seen: Seen) -> None:
     assert call.action.commands == ["echo hi > a.txt; cat a.txt; pwd", "echo bad >&2; exit 3"]
     assert (output.call_id, output.status) == (call.call_id, "completed")
     assert said(answer) == [("hi\n/workspace\n", "", 0), ("", "bad\n", 3)]
-    assert message.content[0].text == "The tool answered: hi\n/workspace\n[stderr]\nbad\n[exit code 3]"
+    told = "[command 1]\nhi\n/workspace\n[command 2]\n[stderr]\nbad\n[exit code 3]"
+    assert message.content[0].text == f"The tool answered: {told}"
     assert seen.messages[-1]["role"] == "tool"
     again = client.responses.retrieve(answer.id)
     assert again.output == answer.output

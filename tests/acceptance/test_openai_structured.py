@@ -130,6 +130,7 @@ def test_a_schema_that_is_none_is_refused_before_anything_runs(client: OpenAI, s
         client.responses.create(model="scripted", input="hi", text=wrong)
     assert caught.value.code == "invalid_json_schema"
     assert caught.value.param == "text.format.schema"
+    assert "at /type: " in caught.value.message
     assert seen.requests == []
 
 

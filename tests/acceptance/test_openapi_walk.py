@@ -189,7 +189,7 @@ def walk_containers(walk: Walk) -> None:
     walk.do("diffContainerCommits", query="?text=true")
     walk.do("restoreContainer", {"commit": walk.named["commit_id"]})
     walk.do("forkContainer")
-    for name in ("getContainerArchive", "deleteContainerFile", "deleteContainer"):
+    for name in ("listContainerEgress", "getContainerArchive", "deleteContainerFile", "deleteContainer"):
         walk.do(name)
 
 

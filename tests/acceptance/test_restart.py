@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from openai import OpenAI
+from openai import APIStatusError, OpenAI
 
 from stateroom.testing.process import ServerProcess
 from tests.acceptance.modelhost import ModelHost, until
@@ -67,6 +68,34 @@ def test_a_second_signal_ends_the_waiting_for_runs(tmp_path: Path) -> None:
             assert "runs.parked count=1" in server.output
             server.start()
             assert client.responses.retrieve(slow.id).status == "in_progress"
+
+
+def test_whoever_waits_for_an_answer_when_the_server_stops_is_told_where_it_will_be(tmp_path: Path) -> None:
+    config = tmp_path / "stateroom.toml"
+    config.write_text("shutdown_seconds = 0\n")
+    told: dict[bool, APIStatusError] = {}
+
+    def ask(client: OpenAI, store: bool) -> None:
+        with pytest.raises(APIStatusError) as caught:
+            client.responses.create(model="m", input="chunks: 20\nslow: 100", store=store)
+        told[store] = caught.value
+
+    with ModelHost() as host:
+        server = ServerProcess(tmp_path / "data", backends=(host.url,), options=("--config", str(config)))
+        with server, OpenAI(base_url=server.url, api_key="-", max_retries=0, timeout=SECONDS) as client:
+            waiting = [threading.Thread(target=ask, args=(client, store)) for store in (True, False)]
+            for each in waiting:
+                each.start()
+            until(lambda: host.script.received >= 2 + host.script.answered, "both to be asked")
+            os.kill(server.pid, signal.SIGTERM)
+            assert server.wait(SECONDS) == 0
+            for each in waiting:
+                each.join(SECONDS)
+            assert {error.code for error in told.values()} == {"server_stopping"}
+            assert "not stored" in told[False].message
+            server.start()
+            kept = re.findall(r"resp_\w+", told[True].message)[0]
+            until(lambda: client.responses.retrieve(kept).status == "completed", "the response")
 
 
 def test_nobody_is_turned_away_during_a_restart(listening: socket.socket, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from stateroom.errors import StateroomError
 from stateroom.testing import driver_conformance
-from stateroom.testing.driver_conformance import CASES, ISOLATION, Case
+from stateroom.testing.driver_conformance import CASES, Case
+from stateroom.testing.driver_isolation import ISOLATION
 from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 from stateroom.workspaces.drivers.cgroups import Cgroups
 from stateroom.workspaces.drivers.landlock import LandlockDriver

@@ -37,6 +37,32 @@ _SECONDS: Final = 60.0
 _KEEP_BYTES: Final = 1_000_000
 _BOMB_SECONDS: Final = 3.0
 _HOG: Final = "python3 -c \"x = ' ' * 90_000_000; import time; time.sleep(2)\""
+_HIDE: Final = """python3 - <<'END'
+import ctypes, os, socket, time
+libc = ctypes.CDLL(None)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+ours, theirs = socket.socketpair()
+libc.prctl(4, 0, 0, 0, 0)
+for number in range(10):
+    fd = os.open("big%d" % number, os.O_RDWR | os.O_CREAT)
+    for _ in range(4):
+        os.write(fd, bytes(8388608))
+    HIDE
+    os.unlink("big%d" % number)
+    os.close(fd)
+    time.sleep(0.05)
+time.sleep(1.5)
+END
+exit 0"""
+"""Ten files of 32 MiB that have no name and are open nowhere."""
+_TABLES: Final = """python3 - <<'END'
+import mmap
+size = 1 << 41
+room = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, mmap.PROT_READ)
+for at in range(0, size, 1 << 21):
+    room[at]
+END"""
+"""Four gigabytes of tables, which lead to the one page of zeros."""
 _FILL: Final = "i=0; while head -c 8388608 /dev/zero > {}/big$i; do i=$((i+1)); done; exit 1"
 
 
@@ -206,8 +232,12 @@ async def _floods(bench: Bench, other: Bench) -> dict[str, str]:
     bombs = {
         "a fork bomb": "b() { b | b & b; }; b",
         "a memory bomb": "python3 -c \"x = []\nwhile True: x.append(' ' * 10_000_000)\"",
+        "tables without pages": _TABLES,
         "many hogs": f"for i in 1 2 3 4 5 6 7 8 9; do {_HOG} || touch bad$i & done; wait; set -- bad*; test ! -e $1",
         "a full disk": "i=0; while :; do head -c 8388608 /dev/zero > big$i || exit 1; i=$((i+1)); done",
+        "a closed directory": f"mkdir closed && chmod 300 closed && {_FILL.format('closed')}",
+        "files that are mapped": _HIDE.replace("HIDE", "libc.mmap(None, 4096, 1, 1, fd, 0)"),
+        "files under way in a socket": _HIDE.replace("HIDE", "socket.send_fds(ours, [b'x'], [fd])"),
         "a full temporary directory": f"cd $TMPDIR; {_FILL.format('.')}",
         "a full shared memory": _FILL.format("/dev/shm"),
         "many small files": "i=0; while :; do : > f$i || exit 1; i=$((i+1)); done",
@@ -244,7 +274,8 @@ async def _flood(bench: Bench, other: Bench, command: str) -> str:
 
 async def _come_to_itself(bench: Bench) -> None:
     deadline = time.monotonic() + _SECONDS
-    clean = "find . /dev/shm ${TMPDIR:-/tmp} -mindepth 1 -maxdepth 1 -name '[bfg]*' -delete 2>/dev/null; echo clean"
+    clean = "chmod -f 700 closed; rm -rf closed; "
+    clean += "find . /dev/shm ${TMPDIR:-/tmp} -mindepth 1 -maxdepth 1 -name '[bfg]*' -delete 2>/dev/null; echo clean"
     while time.monotonic() < deadline:
         try:
             if b"clean" in (await bench.shell(clean, timeout=10)).stdout:

@@ -33,7 +33,8 @@ ATTEMPTS: Final = tuple(
     if isinstance(node, ast.FunctionDef) and node.decorator_list
 )
 OUTCOMES: Final = (
-    *("a fork bomb", "a memory bomb", "many hogs", "a full disk", "a full temporary directory"),
+    *("a fork bomb", "a memory bomb", "tables without pages", "many hogs", "a full disk", "a full temporary directory"),
+    *("a closed directory", "files that are mapped", "files under way in a socket"),
     *("a full shared memory", "many small files", "a sparse giant", "endless output", "a huge environment"),
     *("the outside is as it was", "the other workspace is unharmed", "no connection came"),
     "the server follows no link",

@@ -28,8 +28,8 @@ def test_the_quick_benchmarks_print_a_table_with_every_figure(tmp_path: Path) ->
     assert run.returncode == 0, run.stderr
     said = msgspec.json.decode(told.read_bytes())
     figures, isolated = said["rows"], "workspaces" not in said["facts"]
-    assert len(figures) == 28 + 15 * isolated
-    assert sum(figure["budget"] is not None for figure in figures) == 14 + 3 * isolated
+    assert len(figures) == 31 + 15 * isolated
+    assert sum(figure["budget"] is not None for figure in figures) == 17 + 3 * isolated
     assert all(figure["value"] >= 0 for figure in figures)
     for figure in figures:
         assert figure["figure"] in run.stdout

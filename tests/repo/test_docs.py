@@ -5,20 +5,31 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from docs.generate import pages
 
+from stateroom import settings
+from stateroom.cli.configuration import load_settings
+from stateroom.cli.main import program
 from stateroom.testing.process import ModelProcess, ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FRAGMENT = re.compile(r"^```py\n(.*?)^```", re.DOTALL | re.MULTILINE)
+"""Python that needs more than a server: it is read, and run where the same stands in a test or an example."""
+TOML = re.compile(r"^```toml\n(.*?)^```", re.DOTALL | re.MULTILINE)
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*stateroom (.+)$", re.MULTILINE)
 WITH_PYTHON = [page for page in PAGES if PYTHON.search(page.read_text())]
 FIRST = [ROOT / "README.md", ROOT / "docs/tutorial.md"]
 SOURCE = ROOT / "src/stateroom"
@@ -62,12 +73,61 @@ def run_python(page: Path, url: str, folder: Path) -> str:
     return ran.stdout
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_that_is_not_run_can_be_read(page: Path) -> None:
+    for block in FRAGMENT.findall(page.read_text()):
+        ast.parse(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_settings_of_a_page_are_settings(page: Path, tmp_path: Path) -> None:
+    for block in TOML.findall(page.read_text()):
+        if "model_provider" not in block:  # another program's
+            file = tmp_path / "stateroom.toml"
+            file.write_text(block)
+            load_settings(file, dict.fromkeys(re.findall(r'^key_env = "(\w+)"', block, re.MULTILINE), "a key"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_are_commands(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "support-case.tar").touch()
+    for block in CONSOLE.findall(page.read_text()):
+        for line in COMMAND.findall(block):
+            parse(typer.main.get_command(program()), shlex.split(line, comments=True))
+
+
+def parse(command: Any, words: Sequence[str]) -> None:
+    """Raises the error that somebody would see who types these words."""
+    context = command.make_context("stateroom", list(words))
+    if hasattr(command, "resolve_command"):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parse(inner, rest)
+
+
 @pytest.mark.embedded
 def test_the_first_pages_work_with_the_model_that_a_newcomer_has(tmp_path: Path) -> None:
     """It is a small one: what it is asked there is chosen so that it answers briefly, and right."""
     with ServerProcess(tmp_path / "data") as server:
         for page in FIRST:
             assert "The capital of Japan is Tokyo." in run_python(page, server.url, tmp_path)
+
+
+def test_every_setting_is_in_the_reference() -> None:
+    reference = (ROOT / "docs/reference/settings.md").read_text()
+    sections = {
+        "ProjectSettings": "project",
+        "RetentionSettings": "project.retention",
+        "EmbeddingsSettings": "embeddings",
+        "WorkspaceSettings": "workspaces",
+        "McpSettings": "mcp",
+        "PolicyRule": "[policy]",
+        "TelemetrySettings": "telemetry",
+    }
+    for name, section in sections.items():
+        table = reference.partition(f"## `[{section}]`")[2].partition("\n## ")[0]
+        fields = set(getattr(settings, name).__struct_fields__) - ({"retention"} if section == "project" else set())
+        assert sorted(fields - set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))) == [], section
 
 
 def test_every_error_code_is_in_the_reference() -> None:

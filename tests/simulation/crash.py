@@ -33,7 +33,7 @@ from stateroom.testing.kill_points import KILL_AT, KILL_FIFO
 from stateroom.testing.mortal_workspaces import STRUCK
 from stateroom.testing.probe_server import EFFECTS, HURRY
 from stateroom.testing.process import ModelProcess, ProcessFailed, ServerProcess, quiet_port
-from stateroom.testing.sandboxes import members, mounted
+from stateroom.testing.sandboxes import at_work
 from stateroom.workspaces.drivers.processes import send_signal
 from tests.simulation.batching import Durable, check_asked, note_durable
 from tests.simulation.cast import cast_at_work, cast_for
@@ -239,8 +239,7 @@ class Directory:
 
     def _strike(self, rng: random.Random) -> str:
         """Kill a process of some sandbox; of which kind."""
-        ours = mounted(self.server.data)  # those that a driver is tried with hold nothing of this directory
-        there = [member for member in members(self.server.data) if member.pid in ours]
+        there = at_work(self.server.data)
         kinds = sorted({member.kind for member in there})
         if not kinds:
             return ""

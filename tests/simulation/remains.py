@@ -9,9 +9,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Final
 
-from stateroom.testing.sandboxes import members, mounted, tag_of
+from stateroom.testing.sandboxes import members, mounted
 from stateroom.workspaces.drivers import processes
 from stateroom.workspaces.drivers.cgroups import find_cgroups
+from stateroom.workspaces.layout import TRIALS
 
 QUIET_SECONDS: Final = 5.0
 TRIM_SECONDS: Final = 20.0
@@ -23,8 +24,7 @@ _OURS: Final = ("files", "state.json", "state.json.new", "egress.sock")
 async def until_quiet(data: Path) -> None:
     """Nothing of a dead server's sandboxes runs. Raises AssertionError.
 
-    What was frozen stays as it is, and so does a sandbox that was not yet begun: bubblewrap's inner half, cut off from
-    its outer half before it has asked to die with it, runs nothing and waits for ever. The next server ends both.
+    What was frozen stays as it is: the next server ends it.
     """
     deadline = time.monotonic() + QUIET_SECONDS
     while True:
@@ -37,13 +37,7 @@ async def until_quiet(data: Path) -> None:
 
 def _moving(data: Path) -> dict[int, str]:
     pids = {*(member.pid for member in members(data)), *mounted(data)}
-    return {pid: _told(pid) for pid in pids if processes._state(pid) not in _STANDING and not _is_unborn(pid)}
-
-
-def _is_unborn(pid: int) -> bool:
-    program = processes.command_line(pid)[:1]
-    is_inner = processes.namespace_of(pid) != processes.namespace_of(os.getpid())
-    return is_inner and bool(program) and program[0].endswith(b"bwrap")
+    return {pid: _told(pid) for pid in pids if processes._state(pid) not in _STANDING}
 
 
 def _told(pid: int) -> str:
@@ -83,7 +77,7 @@ def _descends(pid: int, server: int | None) -> bool:
 
 
 def _check_groups(data: Path, server: int | None) -> None:
-    prefix = f"stateroom.{tag_of(data)}."
+    prefix = f"stateroom.{processes.tag_of(data)}."
     places = [Path(directory) for directory in find_cgroups().directories]
     left = {entry.name for place in places for entry in place.iterdir() if entry.name.startswith(prefix)}
     strange = [name for name in left if server is None or name.split(".")[2] != str(server)]
@@ -125,5 +119,7 @@ async def _check_directories(data: Path, most: int) -> None:
         if path.name not in ("files", "state.json", "state.json.new", "egress.sock")
     ]
     assert not odd, f"files of nobody are left: {odd}"
-    beside = {path.name for path in (data / "workspaces").glob("*")} - {"live", "egress"}
+    beside = {path.name for path in (data / "workspaces").glob("*")} - {"live", "egress", "trials"}
     assert all(name.startswith("content.db") for name in beside), f"files of nobody are left: {beside}"
+    trials = [path.name for path in (data / TRIALS).glob("*")]
+    assert len(trials) <= 1, f"drivers were tried, and that is left: {trials}"

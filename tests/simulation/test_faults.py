@@ -205,6 +205,7 @@ def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:
         ("header", "beginning is damaged"),
         ("foreign", "another program"),
         ("short", "cut off"),
+        ("pages", "file is damaged"),
     ],
 )
 async def test_a_journal_that_cannot_be_trusted_is_refused(tmp_path: Path, damage: str, said: str) -> None:
@@ -218,6 +219,7 @@ async def test_a_journal_that_cannot_be_trusted_is_refused(tmp_path: Path, damag
         text = " ".join(stage.server.output.split())
         assert said in text
         assert "Traceback" not in text
+        assert "Unclosed" not in text
 
 
 @pytest.mark.parametrize(
@@ -311,4 +313,6 @@ def _damage(journal: Path, how: str) -> None:
             held[68:72] = (0x01020304).to_bytes(4, "big")
         case "short":
             del held[len(held) // 2 :]
+        case "pages":
+            held[3 * 4096 :] = b"\xa5" * (len(held) - 3 * 4096)
     journal.write_bytes(held)

@@ -127,6 +127,9 @@ def _outcome(shown: Any, result: Any, text: str) -> str:
         assert result["status"] in ("incomplete", "failed"), f"{shown['id']}: an unknown outcome is {result['status']}"
         assert UNKNOWN in text_of(shown["output"][-1]), f"{shown['id']}: the model was not told of an unknown outcome"
         return "unknown"
+    if result["type"] == "shell_call_output" and result["status"] == "incomplete":  # no command was carried out
+        assert [chunk["outcome"]["exit_code"] for chunk in result["output"]] == [1], f"{shown['id']}: {result}"
+        return "failed"
     assert result["status"] != "incomplete", f"{shown['id']}: what is unknown does not say so: {result}"
     return "completed" if result["status"] == "completed" else "failed"
 

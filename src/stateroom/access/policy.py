@@ -3,10 +3,12 @@
 The first rule that matches decides; where none does, the call is allowed. A rule with `arguments` looks at the parts of
 a call: each command of a shell call, the code, the patch (its path and its diff), the arguments as JSON of any other
 call. One that denies or asks matches when its expression is found in any part; one that allows, when it is in each.
+What can be written in several ways is a part as it was written, and another one as it is understood.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -18,6 +20,8 @@ from stateroom.journal.entries import Item
 from stateroom.settings import PolicyRule
 
 DEFAULT: Final = "default"
+_ROOTS: Final = ("/workspace/", "/mnt/data/")
+"""By which a workspace is known inside."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -68,5 +72,26 @@ def parts_of(item: Item) -> list[tuple[str, ...]]:
         return [(str(item.get("code") or ""),)]
     if kind == "apply_patch_call":
         operation: Mapping[str, Any] = item["operation"]
-        return [(str(operation.get("path") or ""), str(operation.get("diff") or ""))]
-    return [(str(item.get("arguments") or ""),)]
+        path = str(operation.get("path") or "")
+        diff = "" if operation.get("type") == "delete_file" else str(operation.get("diff") or "")
+        return [(each, diff) for each in dict.fromkeys((path, _plain_path(path)))]
+    return _written_and_meant(str(item.get("arguments") or ""))
+
+
+def _plain_path(path: str) -> str:
+    """A path of a workspace, in the one way in which it can be written without anything more than it takes."""
+    for root in _ROOTS:
+        if path.startswith(root):
+            path = path[len(root) :]
+            break
+    return "/".join(name for name in path.split("/") if name not in ("", "."))
+
+
+def _written_and_meant(text: str) -> list[tuple[str, ...]]:
+    """Arguments as they came, and as a tool is given them: without escapes, spaces to taste and names twice."""
+    try:
+        meant = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return [(text,)]
+    tight = msgspec.json.encode(meant).decode()
+    return [(text,)] if text == tight else [(text,), (tight, json.dumps(meant, ensure_ascii=False))]

@@ -61,7 +61,7 @@ def ending(item: Item, text: str, *, failed: bool, unknown: bool = False) -> tup
         outcome = {"type": "exit", "exit_code": -1 if unknown else 1 if failed else 0}
         chunk = {"stdout": "" if failed or unknown else text, "stderr": text if failed or unknown else ""}
         result: Item = {"type": "shell_call_output", "call_id": call_id, "output": [{**chunk, "outcome": outcome}]}
-        if unknown:
+        if unknown or failed:  # no command has said this: a program must not take it for one that did
             result["status"] = "incomplete"
         return {}, result
     if kind == "apply_patch_call":
@@ -113,8 +113,10 @@ def _shell_call(held: ContextItem) -> Iterator[ContextItem]:
 
 
 def _shell_output(held: ContextItem) -> Iterator[ContextItem]:
-    chunks = [chunk for chunk in held.item["output"] if isinstance(chunk, Mapping)]
-    yield _result(held, "\n".join([_told_chunk(chunk) for chunk in chunks]))
+    told = [_told_chunk(chunk) or "[no output]" for chunk in held.item["output"] if isinstance(chunk, Mapping)]
+    if len(told) > 1:  # the model must see which command said what
+        told = [f"[command {number}]\n{said}" for number, said in enumerate(told, 1)]
+    yield _result(held, "\n".join(told))
 
 
 def _told_chunk(chunk: Mapping[str, Any]) -> str:

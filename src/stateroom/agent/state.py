@@ -327,6 +327,23 @@ def identified(key: str, items: list[Item], seq: int) -> list[ContextItem]:
     ]
 
 
+def named_once(items: list[Item], held: Iterable[ContextItem]) -> list[Item]:
+    """The items, without their own ids where these are another's already; `held` is what the branch has.
+
+    Lists are paged by ids, and items are named by them.
+    """
+    if not any("id" in item for item in items):
+        return items
+    taken = {each.id for each in held}
+    named: list[Item] = []
+    for item in items:
+        own = item.get("id")
+        named.append({name: value for name, value in item.items() if name != "id"} if own in taken else item)
+        if own is not None:
+            taken.add(own)
+    return named
+
+
 def configured(settings: RunSettings, steering: Iterable[Item]) -> RunSettings:
     """The settings with what `configuration_update` items say, as far as the caller did not say otherwise."""
     reasoning: dict[str, Any] = {}

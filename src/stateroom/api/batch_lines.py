@@ -19,12 +19,13 @@ from stateroom import ids
 from stateroom.access.principal import Principal
 from stateroom.api.claims import HEADER
 from stateroom.api.http import error_response
-from stateroom.errors import NotFound, StateroomError
+from stateroom.errors import NotFound, StateroomError, StorageFull
 from stateroom.runtime.batches.state import Answer, Asked
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.runs import Runs
 from stateroom.telemetry.context import Asked as Noted
 from stateroom.telemetry.context import current_request, note_request
+from stateroom.wire.batches import error_code
 
 log = logging.getLogger("stateroom.api")
 
@@ -60,8 +61,14 @@ class LineAnswers:
             log.exception("batch.request_broke request_id=%s name=%s", request_id, asked.name)
             response = error_response(StateroomError("The server met an unexpected condition; see its log."))
         retry_after = response.headers.get("retry-after", "")
+        body = bytes(response.body)
         return Answer(
-            response.status_code, request_id, bytes(response.body), float(retry_after) if retry_after.isdigit() else 0.0
+            response.status_code,
+            request_id,
+            body,
+            float(retry_after) if retry_after.isdigit() else 0.0,
+            # A disk that is full says the same of itself: there it is worth another try.
+            response.headers.get("x-should-retry") == "false" and error_code(body) != StorageFull.code,
         )
 
     async def forget(self, asked: Asked) -> None:

@@ -23,6 +23,7 @@ from stateroom.errors import InvalidRequest, NotFound, StateroomError
 from stateroom.runtime.containers.commands import ContainerCommands, Ran
 from stateroom.runtime.containers.commits import ContainerCommits, FileChange
 from stateroom.runtime.containers.containers import Containers, new_container_id
+from stateroom.runtime.containers.egress import ContainerEgress
 from stateroom.runtime.containers.files import ContainerFile, ContainerFiles
 from stateroom.runtime.containers.state import CommitNote, Container
 from stateroom.runtime.files.files import file_too_large
@@ -34,6 +35,7 @@ from stateroom.wire.containers import (
     container_file_id,
     container_file_object,
     container_object,
+    decision_object,
     decode_container_fork,
     decode_copied_file,
     decode_exec,
@@ -51,6 +53,7 @@ from stateroom.wire.containers import (
 from stateroom.wire.files import clean_filename, content_disposition
 from stateroom.wire.responses import render_list
 from stateroom.wire.sse import DONE
+from stateroom.workspaces.egress.decisions import Decision
 
 SMALL_BODY: Final = 64 * 1024
 COMMAND_BODY: Final = 512 * 1024
@@ -65,6 +68,7 @@ class ContainersApi:
         containers: Containers,
         files: ContainerFiles,
         commits: ContainerCommits,
+        egress: ContainerEgress,
         commands: ContainerCommands,
         idempotency: Idempotency,
         limits: Limits,
@@ -72,6 +76,7 @@ class ContainersApi:
         self._containers = containers
         self._files = files
         self._commits = commits
+        self._egress = egress
         self._commands = commands
         self._idempotency = idempotency
         self._limits = limits
@@ -96,6 +101,7 @@ class ContainersApi:
             Route(f"{one}/fork", self.fork, methods=["POST"]),
             Route(f"{one}/exec", self.exec, methods=["POST"]),
             Route(f"{one}/archive", self.archive, methods=["GET"]),
+            Route(f"{one}/egress", self.egress, methods=["GET"]),
         ]
 
     async def create(self, request: Request) -> Response:
@@ -241,6 +247,12 @@ class ContainersApi:
         answer.headers["content-type"] = TAR
         return answer
 
+    async def egress(self, request: Request) -> Response:
+        container_id = _container(request)
+        found = await self._egress.all(principal(request).project, container_id)
+        part, more = slice_page(found, page_of(request.query_params))
+        return Json(render_list([_decision_object(container_id, decision) for decision in part], more))
+
     async def exec(self, request: Request) -> Response:
         who, container_id = principal(request), _container(request)
         asked = decode_exec(await read_body(request, COMMAND_BODY))
@@ -291,6 +303,7 @@ class ContainersApi:
             memory_limit=self._containers.memory_limit(state),
             domains=None if state.network is None else state.network.domains,
             interpreter=self._containers.interpreter(held),
+            jobs=self._containers.jobs(held),
         )
 
     def _shown(self, held: Held[Container]) -> Response:
@@ -335,6 +348,21 @@ def _commit_object(container_id: str, note: CommitNote) -> dict[str, Any]:
         left_out=note.left_out,
         interpreter="saved" if note.interpreter else "skipped" if note.skipped else "none",
         lost=note.lost,
+        jobs=note.left,
+    )
+
+
+def _decision_object(container_id: str, decision: Decision) -> dict[str, Any]:
+    return decision_object(
+        id=decision.id,
+        container_id=container_id,
+        domain=decision.domain,
+        port=decision.port,
+        verdict=decision.verdict,
+        reason=decision.reason,
+        count=decision.count,
+        first_at=decision.first_at,
+        last_at=decision.last_at,
     )
 
 

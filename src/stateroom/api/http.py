@@ -110,7 +110,8 @@ def slice_page(entries: list[Any], page: Page, param: str = "after") -> tuple[li
     ordered = entries[::-1] if page.descending else entries
     start, end = 0, len(ordered)
     if page.after:
-        start = _position(ordered, page.after, "after") + 1
+        # The last of those that go by this id: whoever pages through the list must come to its end.
+        start = len(ordered) - _position(ordered[::-1], page.after, "after")
     if page.before:
         end = _position(ordered, page.before, "before")
     part = ordered[start:end]
@@ -233,7 +234,8 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
         refusal.headers["allow"] = ", ".join(sorted(_allowed(request)))
         return refusal
     if error.status_code == 404:
-        return error_response(NotFound(f"Unknown request URL: {request.method} {path}.", code="unknown_url"))
+        hint = "GET /openapi.json lists what there is." if path.startswith("/v1/") else "Base URLs end in /v1."
+        return error_response(NotFound(f"Unknown request URL: {request.method} {path}. {hint}", code="unknown_url"))
     return error_response(InvalidRequest(str(error.detail)))
 
 

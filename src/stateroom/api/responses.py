@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from stateroom import ids
 from stateroom.access.principal import Principal
+from stateroom.agent.hosted import tool_of
 from stateroom.api.claims import claim, conversation_once, earlier_run, failure_of
 from stateroom.api.http import (
     EventStream,
@@ -30,8 +31,9 @@ from stateroom.api.http import (
     unless_dropped,
 )
 from stateroom.api.item_pages import render_items
-from stateroom.errors import InvalidRequest, ServerStopping
+from stateroom.errors import InvalidRequest, ServerStopping, StateroomError
 from stateroom.journal.entries import RunView
+from stateroom.journal.hosted_items import SEARCH
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.idempotency import Claim, Idempotency
 from stateroom.runtime.live import LiveRun
@@ -119,7 +121,7 @@ class ResponsesApi:
             return EventStream(events(await self._runs.follow(who.project, view.id, after=-1), -1))
         failure = None if asked.background else failure_of(view)
         if failure is not None:
-            return error_response(failure)
+            return _refused(failure, view)
         return Json(render_response(await self._runs.with_images(view)))
 
     async def _finished(self, request: Request, run: LiveRun) -> Response:
@@ -128,10 +130,9 @@ class ResponsesApi:
             self._runs.dispatcher.abandon(run)
         await asyncio.shield(run.done)
         if run.failure is not None:
-            return error_response(run.failure)
+            return _refused(run.failure, run.view())
         if run.state.ended is None:
-            message = "The server is shutting down; the response goes on when it is up again."
-            return error_response(ServerStopping(message))
+            return _refused(ServerStopping(_cut_off(run)), run.view())
         return Json(render_response(await self._runs.with_images(run.view())))
 
     async def retrieve(self, request: Request) -> Response:
@@ -217,6 +218,27 @@ def principal(request: Request) -> Principal:
 def _as_listed(view: RunView) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.json.decode(render_response(view))
     return shown
+
+
+def _refused(error: StateroomError, view: RunView) -> Response:
+    """The answer to whoever waited for a response that came to nothing.
+
+    SDKs send again by themselves what failed with such a status: not where something was done that would be done twice.
+    """
+    answer = error_response(error)
+    if any(tool_of(output.item) not in ("", SEARCH) for output in view.output):
+        answer.headers["x-should-retry"] = "false"
+    return answer
+
+
+def _cut_off(run: LiveRun) -> str:
+    """What becomes of a response whose client was still waiting when the server had to stop."""
+    if not run.stored:
+        return "The server is shutting down, and what is not stored ends with it. Send the request again."
+    return (
+        f"The server is shutting down; response '{run.id}' goes on when it is up again. Retrieve it then: the same "
+        "request without an `Idempotency-Key` begins another one."
+    )
 
 
 def _starting_after(value: str | None) -> int:

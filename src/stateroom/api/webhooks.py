@@ -17,7 +17,8 @@ from stateroom.api.responses import principal
 from stateroom.errors import InvalidRequest
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.records import Held
-from stateroom.runtime.webhooks import EVENT_TYPES, Delivery, Endpoint, Webhooks
+from stateroom.runtime.webhook_endpoints import EVENT_TYPES, Endpoint
+from stateroom.runtime.webhooks import Delivery, Webhooks
 from stateroom.wire.webhooks import (
     decode_endpoint_change,
     decode_new_endpoint,
@@ -66,7 +67,7 @@ class WebhooksApi:
                 )
                 raise InvalidRequest(message, code="secret_already_shown", param="Idempotency-Key")
             key = ids.new_id("whe")
-            held, secret = await self._webhooks.create(
+            held, secret = await self._webhooks.endpoints.create(
                 project,
                 name=asked.name,
                 url=asked.url,
@@ -78,25 +79,25 @@ class WebhooksApi:
 
     async def page(self, request: Request) -> Response:
         project = principal(request).project
-        return await listed(request.query_params, partial(self._webhooks.page, project), _shown)
+        return await listed(request.query_params, partial(self._webhooks.endpoints.page, project), _shown)
 
     async def retrieve(self, request: Request) -> Response:
-        return _json(_shown(self._webhooks.get(principal(request).project, _id(request))))
+        return _json(_shown(self._webhooks.endpoints.get(principal(request).project, _id(request))))
 
     async def update(self, request: Request) -> Response:
         asked = decode_endpoint_change(await read_body(request, BODY_BYTES))
-        held = await self._webhooks.update(
+        held = await self._webhooks.endpoints.update(
             principal(request).project, _id(request), name=asked.name, url=asked.url, event_types=asked.event_types
         )
         return _json(_shown(held))
 
     async def delete(self, request: Request) -> Response:
-        await self._webhooks.delete(principal(request).project, _id(request))
+        await self._webhooks.endpoints.delete(principal(request).project, _id(request))
         return _json({"id": _id(request), "object": "webhook_endpoint.deleted", "deleted": True})
 
     async def rotate(self, request: Request) -> Response:
         asked = decode_rotation(await read_body(request, BODY_BYTES))
-        held, secret = await self._webhooks.rotate(
+        held, secret = await self._webhooks.endpoints.rotate(
             principal(request).project, _id(request), keep_old=bool(asked.keep_old_secret_active_for_24_hours)
         )
         return _json(_shown(held, secret))

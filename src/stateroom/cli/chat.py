@@ -202,6 +202,6 @@ class Talk:
     def farewell(self) -> None:
         """How to come back."""
         if self.conversation:
-            say(f"Go on with:  stateroom chat --conversation {self.conversation}", style="dim", err=True)
+            say(self.client.go_on(f"--conversation {self.conversation}"), style="dim", err=True)
         elif self.last:
-            say(f"Go on with:  stateroom chat --resume {self.last}", style="dim", err=True)
+            say(self.client.go_on(f"--resume {self.last}"), style="dim", err=True)

@@ -59,6 +59,11 @@ class Client:
         self._key = os.environ.get("STATEROOM_API_KEY", "")
         self._answer_seconds = answer_seconds
 
+    def go_on(self, option: str) -> str:
+        """How to go on in a chat; names the server, unless it is the one that commands ask by themselves."""
+        usual = (os.environ.get("STATEROOM_URL") or DEFAULT_URL).rstrip("/")
+        return f"Go on with:  stateroom chat {option}" + ("" if self.url == usual else f" --url {self.url}")
+
     def call(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Mapping[str, Any] | None = None
     ) -> Any:

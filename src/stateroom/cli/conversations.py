@@ -75,8 +75,8 @@ def fork_conversation(
     if after and response:
         raise typer.BadParameter("give --after or --response, not both")
     place = {"after_item_id": after} if after else {"response_id": response} if response else {}
-    conversation = Client(url).call("POST", f"/conversations/{segment(identifier)}/fork", place)
-    show_fork(conversation, identifier, as_json)
+    client = Client(url)
+    show_fork(client, client.call("POST", f"/conversations/{segment(identifier)}/fork", place), identifier, as_json)
 
 
 def delete_conversation(identifier: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:

@@ -7,6 +7,7 @@ stand in the functions, so that a part that does not load is a finding and not t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import platform
@@ -85,6 +86,8 @@ def examinations(loaded: Loaded, progress: Callable[[str], None]) -> list[tuple[
     ]
     if settings.backends:
         parts += [(f"backend {at + 1}", _backend(settings, at)) for at in range(len(settings.backends))]
+        if settings.default_model:
+            parts.append(("default model", lambda: asyncio.run(_default_model(settings))))
     else:
         parts += [("weights", lambda: weights(settings, progress)), ("embedded model", lambda: engine(settings))]
     from stateroom.cli import examine_workspaces  # here: it is made of what stands in this file
@@ -269,6 +272,29 @@ def engine(settings: Settings) -> Finding:
     threads = f"{report.threads} {'thread' if report.threads == 1 else 'threads'}"
     memory = "" if report.resident_mib is None else f", {report.resident_mib:.0f} MiB"
     return ok(f"{report.model} {took}; {threads}{memory}")
+
+
+async def _default_model(settings: Settings) -> Finding:
+    """Whether any backend serves the model that stands in for unknown names."""
+    from stateroom.building import build_backends
+
+    served: list[str] = []
+    backends = build_backends(settings, None)
+    try:
+        async with asyncio.timeout(BACKEND_SECONDS):
+            for backend in backends:
+                with contextlib.suppress(BackendError):  # it has a finding of its own
+                    served += [model.id for model in await backend.models()]
+    except TimeoutError:
+        return skipped("a backend does not say what it serves")
+    finally:
+        await asyncio.gather(*(backend.close() for backend in backends))
+    if settings.default_model in served:
+        return ok(f"{settings.default_model} answers for unknown model names")
+    if not served:
+        return skipped("no backend says what it serves")
+    names = ", ".join(served[:4]) + (" …" if len(served) > 4 else "")
+    return failed(f"no backend serves {settings.default_model}", f"Set `default_model` to one of these: {names}.")
 
 
 async def _speak(backend: Backend, where: str) -> Finding:

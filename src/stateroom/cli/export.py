@@ -45,10 +45,11 @@ def import_conversation(
     as_json: AsJson = False,
 ) -> None:
     """Import an exported file. All of it comes in, or nothing does."""
+    client = Client(url)
     try:
         with source.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            made: Any = Client(url).upload(
+            made: Any = client.upload(
                 "/conversations/import", file, size, "application/x-tar", query={"ids": "new" if new_ids else ""}
             )
     except OSError as error:
@@ -59,7 +60,7 @@ def import_conversation(
     say(safe(made["conversation_id"] or made["response_id"] or ""), style="bold")
     say(f"items {made['items']:,}, responses {made['responses']:,}, files {made['files']:,}", style="dim", err=True)
     if made["conversation_id"]:
-        say(f"Go on with:  stateroom chat --conversation {safe(made['conversation_id'])}", style="dim", err=True)
+        say(client.go_on(f"--conversation {safe(made['conversation_id'])}"), style="dim", err=True)
 
 
 def _export(client: Client, path: str, target: Path) -> None:

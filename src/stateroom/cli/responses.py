@@ -93,17 +93,17 @@ def show_response(identifier: Id, url: Url = DEFAULT_URL, as_json: AsJson = Fals
 
 def fork_response(identifier: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Begin a new conversation whose history is the chain up to this response."""
-    conversation = Client(url).call("POST", f"/responses/{segment(identifier)}/fork", {})
-    show_fork(conversation, identifier, as_json)
+    client = Client(url)
+    show_fork(client, client.call("POST", f"/responses/{segment(identifier)}/fork", {}), identifier, as_json)
 
 
-def show_fork(conversation: Any, origin: str, as_json: bool) -> None:
+def show_fork(client: Client, conversation: Any, origin: str, as_json: bool) -> None:
     if as_json:
         show_json(conversation)
         return
     say(conversation["id"], style="bold")
     say(f"It shares the history of {origin} and changes nothing in it.", style="dim", err=True)
-    say(f"Go on with:  stateroom chat --conversation {conversation['id']}", style="dim", err=True)
+    say(client.go_on(f"--conversation {conversation['id']}"), style="dim", err=True)
 
 
 def cancel_response(identifier: Id, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 
+from stateroom import ids
 from stateroom.cli.client import DEFAULT_URL, AsJson, Client, Url, segment
 from stateroom.cli.failure import ERROR, CommandFailed
 from stateroom.cli.saving import save_download
@@ -21,6 +24,9 @@ Commit: TypeAlias = Annotated[str, typer.Option("--commit", metavar="ID", help="
 MOUNT: Final = "/mnt/data/"
 HOME: Final = "/workspace"
 """Where commands begin."""
+_MOVES: Final = re.compile(r"(?:^|[\s;&|({])(?:cd|pushd|popd)(?:$|[\s;&|)}])")
+"""A line that may end in another directory than it began in."""
+_LEAVE: Final = re.compile(r"exit(?:\s+(\d+))?\s*;?")
 _STYLES: Final = {"added": "green", "removed": "red", "changed": "yellow"}
 
 
@@ -52,9 +58,19 @@ def list_containers(
     show_table(("id", "last used", "name"), rows, empty="No containers yet.")
 
 
-def list_files(identifier: Id, commit: Commit = "", url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def list_files(
+    identifier: Id,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Only this file, or what is in this directory.")] = "",
+    commit: Commit = "",
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
     """List the files of a container, by their paths."""
-    found = sorted(_files(Client(url), identifier, commit), key=lambda each: str(each["path"]))
+    within = _typed(path)
+    found = sorted(
+        (each for each in _files(Client(url), identifier, commit) if _is_in(_within(each["path"]), within)),
+        key=lambda each: str(each["path"]),
+    )
     if as_json:
         show_json(found)
         return
@@ -74,7 +90,7 @@ def show_file(
 ) -> None:
     """Write a file of a container to standard output, as it is."""
     client = Client(url)
-    wanted = MOUNT + _within(path)
+    wanted = MOUNT + _typed(path)
     file = next((each for each in _files(client, identifier, commit) if each["path"] == wanted), None)
     if file is None:
         raise CommandFailed(f"There is no file {path!r} in {identifier}.")
@@ -138,14 +154,19 @@ def show_diff(
 def export_files(
     identifier: Id,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to write it; ID.tar when not given.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write it, - for standard output; else ID.tar."),
     ] = None,
     commit: Commit = "",
     url: Url = DEFAULT_URL,
 ) -> None:
     """Write all files of a container into a tar archive."""
-    place = f"/containers/{segment(identifier)}/archive"
-    save_download(Client(url), place, output or Path(f"{identifier}.tar"), query={"commit": commit})
+    place, query = f"/containers/{segment(identifier)}/archive", {"commit": commit}
+    if output == Path("-"):
+        Client(url).download(place, sys.stdout.buffer, query=query)
+        sys.stdout.buffer.flush()
+        return
+    save_download(Client(url), place, output or Path(f"{identifier}.tar"), query=query)
 
 
 def shell(
@@ -153,7 +174,7 @@ def shell(
     command: Annotated[str, typer.Option("--command", "-c", help="Carry out this one, and end as it ends.")] = "",
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Carry out commands in a container, one line after the other. Ctrl-C ends a command, Ctrl-D the shell.
+    """Carry out commands in a container, one line after the other. Ctrl-C ends a command, Ctrl-D or `exit` the shell.
 
     Each line has a shell of its own: files, directories and `cd` stay, variables do not.
     """
@@ -161,6 +182,8 @@ def shell(
     if command:
         raise typer.Exit(session.run(command))
     while (line := session.read()) is not None:
+        if leave := _LEAVE.fullmatch(line.strip()):
+            raise typer.Exit(int(leave.group(1) or 0) % 256)
         if line.strip():
             session.take(line)
 
@@ -172,23 +195,29 @@ class _Shell:
         self._client = client
         self._path = f"/containers/{segment(identifier)}"
         self._folder = HOME
+        self._mark = f"\0{ids.new_key()}"
+        """What parts the output of a line from the directory in which it ended."""
         client.call("GET", self._path)
 
     def read(self) -> str | None:
         """A line; None: there is no more."""
-        if is_terminal(sys.stdin):
-            say(f"{safe(self._folder)}$ ", style="bold", end="")
-            sys.stdout.flush()
-        line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
+        if not is_terminal(sys.stdin):
+            line = sys.stdin.readline()
+            return line.rstrip("\n") if line else None
+        import readline  # noqa: F401  # lazy: gives input() its history and editing
+
+        try:
+            return input(f"{safe(self._folder)}$ ")
+        except EOFError:
+            say()
+            return None
+        except KeyboardInterrupt:
+            say()
+            return ""
 
     def take(self, line: str) -> None:
         """Carry a line out. A refusal ends the line, not the shell."""
         try:
-            words = line.split(maxsplit=1)
-            if words[0] == "cd":
-                self._enter(line)
-                return
             code = self.run(line)
         except KeyboardInterrupt:
             say()
@@ -201,28 +230,31 @@ class _Shell:
 
     def run(self, line: str) -> int:
         """Carry a command out; its exit code."""
-        code = ERROR
-        for event in self._events(line):
-            if event["type"] == "container.exec.output":
-                say(safe(event["text"]), end="", err=event["stream"] == "stderr")
-                sys.stdout.flush()
-            else:
+        code, held = ERROR, ""
+        for event in self._client.stream("POST", f"{self._path}/exec", {"command": self._command(line)}):
+            if event["type"] != "container.exec.output":
                 code = self._ended(event)
+            elif event["stream"] == "stderr":
+                say(safe(event["text"]), end="", err=True)
+            else:
+                shown, held = _parted(held + event["text"], self._mark)
+                say(safe(shown), end="")
+                sys.stdout.flush()
+        if held.startswith(self._mark):
+            self._folder = held.removeprefix(self._mark)
+        else:
+            say(safe(held), end="")
         return code
 
-    def _enter(self, line: str) -> None:
-        said = ""
-        for event in self._events(f"{line} && pwd"):
-            if event["type"] == "container.exec.output" and event["stream"] == "stdout":
-                said += event["text"]
-            elif event["type"] == "container.exec.output":
-                say(safe(event["text"]), end="", err=True)
-            elif self._ended(event) == 0 and said.strip():
-                self._folder = said.strip().splitlines()[-1]
-
-    def _events(self, line: str) -> Iterator[Any]:
-        command = line if self._folder == HOME else f"cd {shlex.quote(self._folder)} && {{\n{line}\n}}"
-        return self._client.stream("POST", f"{self._path}/exec", {"command": command})
+    def _command(self, line: str) -> str:
+        """What is carried out for a line: as it is where that will do, since rules look at its text."""
+        moves = bool(_MOVES.search(line))
+        if self._folder == HOME and not moves:
+            return line
+        # A line that moves is to get out of a directory that is gone.
+        enter = f"cd {shlex.quote(self._folder)} {'2>/dev/null;' if moves else '&&'} {{\n{line}\n}}"
+        token = self._mark.removeprefix("\0")
+        return f"{enter}; left=$?; printf '\\0%s%s' {token} \"$PWD\"; exit $left" if moves else enter
 
     def _ended(self, event: Any) -> int:
         if event["type"] == "error":
@@ -240,6 +272,24 @@ class _Shell:
 
 def _files(client: Client, identifier: str, commit: str) -> Iterator[Any]:
     return client.pages(f"/containers/{segment(identifier)}/files", query={"commit": commit})
+
+
+def _typed(path: str) -> str:
+    """The same of a path as somebody types it; '' for the workspace itself."""
+    within = _within(posixpath.normpath(path) + "/").rstrip("/")
+    return "" if within == "." else within
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return not folder or path == folder or path.startswith(f"{folder}/")
+
+
+def _parted(text: str, mark: str) -> tuple[str, str]:
+    """What of an output can be shown, and the rest: the mark and what follows it, or what may be its beginning."""
+    at = text.find(mark)
+    if at < 0:
+        at = next((len(text) - size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), len(text))
+    return text[:at], text[at:]
 
 
 def _within(path: str) -> str:

@@ -27,25 +27,25 @@ def fold(body: bytes) -> bytes | None:
     first = _number_of(events[0])
     if first is None:
         return None
-    before, begin, end, alike = b"", b"", b"", b""
+    begin, text, end = b"", b"", b""
+    closing: bytes | None = None
     starts, ends, sizes, texts = array("I"), array("I"), array("I"), []
     for number, event in enumerate(events, first):
-        at = event.find(_NUMBER) + len(_NUMBER)
-        digits = b"%d" % number
-        if at < len(_NUMBER) or not event.startswith(digits, at):
-            return None
-        event = event[:at] + event[at + len(digits) :]
-        kind = event[: event.find(b"\n")]
-        fits = kind == alike and len(event) >= len(begin) + len(end)
-        if not fits or not event.startswith(begin) or not event.endswith(end):
-            begin, end = _shared(before, event)
-            alike = kind if before.startswith(kind) else b""
-        text = event[len(begin) : len(event) - len(end)]
+        # Nearly all events are like the one before: to see that must cost little.
+        ended = closing % number if closing is not None else None
+        if ended and event.startswith(begin) and event.endswith(ended) and len(begin) + len(ended) <= len(event):
+            text = event[len(begin) : len(event) - len(ended)]
+        else:
+            bare = _without_number(event, number)
+            if bare is None:
+                return None
+            begin, end = _shared(begin + text + end, bare)
+            text = bare[len(begin) : len(bare) - len(end)]
+            closing = _closing(begin, end)
         starts.append(len(begin))
         ends.append(len(end))
         sizes.append(len(text))
         texts.append(text)
-        before = event
     columns = array("I", (len(events), first)) + starts + ends + sizes
     if sys.byteorder == "big":
         columns.byteswap()
@@ -90,6 +90,25 @@ def _number_of(event: bytes) -> int | None:
         return None
     digits = event[at + len(_NUMBER) : at + len(_NUMBER) + 10].split(b",")[0].split(b"}")[0]
     return int(digits) if digits.isdigit() else None
+
+
+def _without_number(event: bytes, number: int) -> bytes | None:
+    at = event.find(_NUMBER) + len(_NUMBER)
+    digits = b"%d" % number
+    if at < len(_NUMBER) or not event.startswith(digits, at):
+        return None
+    return event[:at] + event[at + len(digits) :]
+
+
+def _closing(begin: bytes, end: bytes) -> bytes | None:
+    """What `end` becomes with the number in it, as a format; None when the next event is to be compared anew.
+
+    That is so after the first event of a kind, which shares no more than some of the name with the one before.
+    """
+    at = end.find(_NUMBER) + len(_NUMBER)
+    if at < len(_NUMBER) or _NUMBER in begin or b"\n" not in begin:
+        return None
+    return end[:at].replace(b"%", b"%%") + b"%d" + end[at:].replace(b"%", b"%%")
 
 
 def _shared(before: bytes, event: bytes) -> tuple[bytes, bytes]:

@@ -38,6 +38,14 @@ SEARCH: Final = "tool_search"
 PROGRAM: Final = "program"
 
 
+def told_name(name: str, namespace: str | None) -> str:
+    """The function as which a model knows the tool of a call.
+
+    A namespace that is the name itself is none: with it OpenAI's API marks calls of tools that a search has found.
+    """
+    return f"{namespace}__{name}" if namespace and namespace != name else name
+
+
 def caller_of(item: Mapping[str, Any]) -> str:
     """The `call_id` of the program that made a call, or whose call this is the result of; '' when it was a model."""
     caller = item.get("caller")

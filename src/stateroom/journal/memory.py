@@ -19,6 +19,7 @@ from stateroom.journal.entries import Entry, Erased, Frame, Kind, encode
 from stateroom.journal.index import RECORD_KINDS, index_changes
 from stateroom.journal.memory_index import MemoryIndex
 from stateroom.journal.store import (
+    MARK_MAX,
     THIS,
     Append,
     Appended,
@@ -27,6 +28,7 @@ from stateroom.journal.store import (
     EndedRun,
     ItemRow,
     Lease,
+    NoteRow,
     RecordName,
     RecordPlace,
     RecordRow,
@@ -244,6 +246,21 @@ class MemoryJournal:
     async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
         self._check_open()
         return self._index.records.places(project, collection, record_id)
+
+    async def record_notes(
+        self,
+        project: str,
+        collection: str,
+        record_id: str,
+        *,
+        after: int = -1,
+        before: int = MARK_MAX,
+        limit: int = 100,
+        descending: bool = True,
+    ) -> list[NoteRow]:
+        self._check_open()
+        rows = [row for row in self._index.records.notes(project, collection, record_id) if after < row.mark < before]
+        return (rows[::-1] if descending else rows)[:limit]
 
     async def unerased_records(self) -> list[RecordName]:
         self._check_open()

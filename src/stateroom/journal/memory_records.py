@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from stateroom.journal.entries import Entry, RecordPut, decode
+from stateroom.journal.entries import Entry, RecordNoted, RecordPut, decode
 from stateroom.journal.index import DropRecord, NoteRecord, PutRecord
-from stateroom.journal.store import RecordName, RecordPlace, RecordRow
+from stateroom.journal.store import NoteRow, RecordName, RecordPlace, RecordRow
 
 RecordChange: TypeAlias = PutRecord | NoteRecord | DropRecord
 RecordKey: TypeAlias = tuple[str, str, str]
@@ -22,7 +22,7 @@ class _Said(NamedTuple):
     seq: int
     at: int
     put: RecordPut | None
-    note: bool
+    note: bytes | None
 
 
 class MemoryRecords:
@@ -34,9 +34,10 @@ class MemoryRecords:
     def add(self, project: str, branch: str, age: int, change: RecordChange, entry: Entry) -> RecordKey:
         """Take in an entry that speaks of a record; the record it speaks of."""
         key = (project, change.collection, change.id)
-        put = decode(entry.kind, entry.body) if isinstance(change, PutRecord) else None
-        kept = put if isinstance(put, RecordPut) else None
-        said = _Said(branch, change.seq, entry.at, kept, isinstance(change, NoteRecord))
+        what = None if isinstance(change, DropRecord) else decode(entry.kind, entry.body)
+        put = what if isinstance(what, RecordPut) else None
+        note = bytes(what.note) if isinstance(what, RecordNoted) else None
+        said = _Said(branch, change.seq, entry.at, put, note)
         self._said.setdefault(key, {})[age] = said
         return key
 
@@ -61,12 +62,19 @@ class MemoryRecords:
 
     def places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
         said = self._said.get((project, collection, record_id), {})
-        dropped = max((age for age, each in said.items() if each.put is None and not each.note), default=-1)
+        dropped = _dropped(said)
         aged = [(age < dropped, said[age]) for age in sorted(said)]
         return [
             *[RecordPlace(each.branch, each.seq, False, gone) for gone, each in aged if each.put is not None],
-            *[RecordPlace(each.branch, each.seq, True, gone) for gone, each in aged if each.note],
+            *[RecordPlace(each.branch, each.seq, True, gone) for gone, each in aged if each.note is not None],
         ]
+
+    def notes(self, project: str, collection: str, record_id: str) -> list[NoteRow]:
+        """What was noted since the record was last dropped, in order of arrival."""
+        said = self._said.get((project, collection, record_id), {})
+        dropped = _dropped(said)
+        noted = [(age, said[age].at, said[age].note) for age in sorted(said) if age > dropped]
+        return [NoteRow(age, at, msgspec.Raw(note)) for age, at, note in noted if note is not None]
 
     def unerased(self) -> list[RecordName]:
         return [RecordName(*key) for key in self._said if any(place.gone for place in self.places(*key))]
@@ -76,7 +84,7 @@ class MemoryRecords:
         first: tuple[int, _Said] | None = None
         latest: _Said | None = None
         for age, said in sorted(self._said.get(key, {}).items()):
-            if said.note:
+            if said.note is not None:
                 continue
             latest = said if said.put is not None else None
             if latest is None or first is None:
@@ -99,3 +107,8 @@ class MemoryRecords:
             put.blobs,
         )
         return first[0], row
+
+
+def _dropped(said: dict[int, _Said]) -> int:
+    """When the record was last dropped; -1: never."""
+    return max((age for age, each in said.items() if each.put is None and each.note is None), default=-1)

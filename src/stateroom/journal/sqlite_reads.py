@@ -31,6 +31,7 @@ from stateroom.journal.entries import (
     Entry,
     Frame,
     RecordDropped,
+    RecordNoted,
     RecordPut,
     decode,
 )
@@ -38,10 +39,12 @@ from stateroom.journal.frames import FramePacker
 from stateroom.journal.sqlite_errors import TRANSLATED
 from stateroom.journal.sqlite_index import NOTE, PLACE_MAX, SEQ_BITS, place_of
 from stateroom.journal.store import (
+    MARK_MAX,
     Branch,
     ConversationRow,
     EndedRun,
     ItemRow,
+    NoteRow,
     RecordName,
     RecordPlace,
     RecordRow,
@@ -272,6 +275,21 @@ class SqliteReads:
             rows = self._rows("record_places", (self._project(project), pack_record(collection, record_id)))
             return [RecordPlace(branch, seq, says == NOTE, bool(gone)) for branch, seq, says, gone in rows]
 
+    async def record_notes(
+        self,
+        project: str,
+        collection: str,
+        record_id: str,
+        *,
+        after: int = -1,
+        before: int = MARK_MAX,
+        limit: int = 100,
+        descending: bool = True,
+    ) -> list[NoteRow]:
+        with TRANSLATED:
+            asked = (self._project(project), pack_record(collection, record_id), before, after, limit)
+            return [_note_row(row) for row in self._rows("notes_before" if descending else "notes_after", asked)]
+
     async def unerased_records(self) -> list[RecordName]:
         with TRANSLATED:
             found: dict[RecordName, None] = {}
@@ -390,6 +408,15 @@ def _conversation_row(row: Sequence[Any]) -> ConversationRow:
     said = decode(entry.kind, entry.body)
     metadata = said.metadata if isinstance(said, ConversationCreated | ConversationUpdated) else {}
     return ConversationRow(id, branch, created_at, metadata, forked_from)
+
+
+def _note_row(row: Sequence[Any]) -> NoteRow:
+    mark, at, code, body = row
+    entry = read_entry(0, code, -1, at, body)
+    noted = decode(entry.kind, entry.body)
+    if not isinstance(noted, RecordNoted):
+        raise JournalDamaged(f"The index takes entry {mark} of the file for a note. Rebuild the index.")
+    return NoteRow(mark, at, noted.note)
 
 
 def _record_row(row: Sequence[Any]) -> RecordRow:

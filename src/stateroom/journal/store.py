@@ -8,7 +8,7 @@ Every store passes `stateroom.testing.journal_conformance`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -40,6 +40,8 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
 
 THIS = -2
 """In `Draft.run`: the run that this very entry starts."""
+MARK_MAX: Final = 2**63 - 1
+"""Beyond every mark."""
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -214,6 +216,16 @@ class RecordPlace(msgspec.Struct, frozen=True, gc=False):
     """Whether it was said before the record was last dropped, so that it is to be erased."""
 
 
+class NoteRow(msgspec.Struct, frozen=True):
+    """A note about a living record."""
+
+    mark: int
+    """Its place in the order of arrival: what is noted later has a greater one, for as long as the journal is open."""
+    at: int
+    """Milliseconds since the epoch."""
+    note: msgspec.Raw
+
+
 class RecordName(msgspec.Struct, frozen=True, gc=False):
     """Which record."""
 
@@ -320,6 +332,20 @@ class Index(Protocol):
 
         Its states, then its notes, each in order of arrival.
         """
+        ...
+
+    async def record_notes(
+        self,
+        project: str,
+        collection: str,
+        record_id: str,
+        *,
+        after: int = -1,
+        before: int = MARK_MAX,
+        limit: int = 100,
+        descending: bool = True,
+    ) -> list[NoteRow]:
+        """What was noted of a record since it was last dropped and is not erased, between two marks, by arrival."""
         ...
 
     async def unerased_records(self) -> list[RecordName]:

@@ -15,6 +15,7 @@ import msgspec
 from stateroom import ids
 from stateroom.errors import BackendFailed, InvalidRequest
 from stateroom.journal.entries import Item
+from stateroom.journal.hosted_items import told_name
 from stateroom.models.backend import (
     Backend,
     ContextItem,
@@ -143,7 +144,7 @@ class _Flat:
             self._result(held.id, str(item.get("call_id") or ""), item.get("output"))
         elif kind.endswith("_call") and ("call_id" in item or "output" in item):
             name = str(item.get("name") or kind.removesuffix("_call"))
-            name = f"{item['namespace']}__{name}" if item.get("namespace") else name
+            name = told_name(name, item.get("namespace"))
             self.names[str(item.get("call_id") or held.id)] = name
             said = f"Called {name}({_arguments(item)})"
             self._say(held.id, "assistant", [{"type": "output_text", "text": said}])

@@ -161,7 +161,7 @@ class Router:
             return next(iter(self._table.values()))
         found = self._table.get(self.default_model)
         if found is None:
-            raise self._nobody() if self.problems else self._unknown(self.default_model)
+            raise self._nobody() if self.problems else self._unknown(name, self.default_model)
         return found
 
     def _unheard(self) -> BackendUnavailable | None:
@@ -171,8 +171,9 @@ class Router:
                 return BackendUnavailable(problem.message)
         return None
 
-    def _unknown(self, name: str) -> StateroomError:
-        text = f"The model {name[:200]!r} does not exist here. GET /v1/models lists those that do."
+    def _unknown(self, name: str, default: str = "") -> StateroomError:
+        nor = f", nor does {default!r}, which `default_model` names in the settings" if default else ""
+        text = f"The model {name[:200]!r} does not exist here{nor}. GET /v1/models lists those that do."
         return NotFound(text, code="model_not_found", param="model")
 
     def _nobody(self) -> StateroomError:

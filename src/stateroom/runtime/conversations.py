@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from stateroom import ids
-from stateroom.agent.state import BranchState
+from stateroom.agent.state import BranchState, named_once
 from stateroom.errors import InvalidRequest, NotFound
 from stateroom.journal.entries import (
     ContextItem,
@@ -59,7 +59,7 @@ class Conversations:
     ) -> Conversation:
         """A new conversation that begins with these items. `also` is committed with it."""
         with self._inputs.hold() as hold:
-            whole = await self._inputs.resolve(project, items, present=frozenset(), hold=hold)
+            whole = named_once(await self._inputs.resolve(project, items, present=frozenset(), hold=hold), ())
             branch = self._branches.new(project)
             return await self._begin(branch, metadata, whole, forked_from="", new_id=new_id, also=also)
 
@@ -131,7 +131,7 @@ class Conversations:
             try:
                 writer = self._branches.writer(active)
                 before = len(active.state.items)
-                writer.add(ItemsAdded(ids.new_key(), whole))
+                writer.add(ItemsAdded(ids.new_key(), named_once(whole, active.state.items)))
                 added = active.state.items[before:]
                 for record in also(str(active.state.head)):
                     writer.add(record)

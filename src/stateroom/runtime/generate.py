@@ -105,6 +105,7 @@ class Generator:
 
         What every try used is added up in `run.spent`: those that came to nothing have to be paid, too.
         """
+        called = ""
         for _ in range(ATTEMPTS_MAX):
             begun = assembler.size
             finished = await self._fitting_answer(run, backend, call, assembler)
@@ -114,15 +115,20 @@ class Generator:
             refused = bool(assembler.refused_calls) and assembler.size == 0
             if finished.reason != "stop" or assembler.calls or not (must_call or refused):
                 return finished
+            called = next(iter(assembler.refused_calls), called)
             assembler.forget_refused()
             call.functions = [each for each in call.functions if _may_call(run, each.name)]
             if must_call and not isinstance(backend, ToolEmulation):
                 backend = ToolEmulation(backend)
                 call.cache = {}
-        raise BackendFailed(
-            "The model did not keep to `tool_choice`: it made no call that is allowed. Try another model or `auto`.",
-            code="tool_choice_not_honoured",
+        message = (
+            "The model did not keep to `tool_choice`: it made no call that is allowed. Try another model or `auto`."
         )
+        if call.tool_choice == "auto" and run.plan.allowed is None:
+            message = (
+                f"The model called {called[:64]!r}, at every try, and no such tool is declared. Try another model."
+            )
+        raise BackendFailed(message, code="tool_choice_not_honoured")
 
     async def _fitting_answer(self, run: LiveRun, backend: Backend, call: ModelCall, assembler: Assembler) -> Finished:
         """Ask; ask again with less history when it is too long and may be cut, or when the server is not back yet."""

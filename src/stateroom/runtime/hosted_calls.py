@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import chain
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,12 +18,11 @@ import msgspec
 from stateroom import ids
 from stateroom.access.policy import Policy, named, parts_of
 from stateroom.agent.hosted import tool_of
-from stateroom.agent.state import BranchState
 from stateroom.agent.steps import CallTool, TakeUpApproval
 from stateroom.agent.tool_search import found_tools
 from stateroom.blobs.hold import BlobHold, HeldBlobs
 from stateroom.clock import Clock, SystemClock
-from stateroom.errors import NoSandbox, RequestError, SandboxDied, StateroomError, WorkspaceError
+from stateroom.errors import NoSandbox, RequestError, SandboxDied, StateroomError, StorageError, WorkspaceError
 from stateroom.journal.entries import (
     Effect,
     Item,
@@ -37,12 +35,13 @@ from stateroom.journal.entries import (
     WorkspaceAt,
     item_prefix,
 )
-from stateroom.journal.hosted_items import HOSTED, LISTING, SEARCH, caller_of
+from stateroom.journal.hosted_items import LISTING, SEARCH, caller_of
 from stateroom.runtime.approvals import asked_for, asking, request_of
 from stateroom.runtime.live import LiveRun
 from stateroom.runtime.outcomes import called_by, settled, with_images
+from stateroom.runtime.places import Containers, Places, container_of
 from stateroom.runtime.programs import ProgramCalls
-from stateroom.runtime.skills.mounting import MountedSkill, instructions, local_instructions
+from stateroom.runtime.skills.mounting import local_instructions
 from stateroom.runtime.surface import ToolPlan
 from stateroom.runtime.tool_watch import watched
 from stateroom.telemetry.instruments import Instruments
@@ -61,31 +60,8 @@ CUT_OFF: Final = (
     "taken effect. Check before calling it again."
 )
 WAITING_CALL: Final = "This call was not made yet: the user is asked first."
-_NEEDS_PROCESSES: Final = frozenset({"shell", "code_interpreter", "mcp"})
 _CLOSED_BY_OUTCOME: Final = frozenset({"stateroom:tool_call", "code_interpreter_call", "mcp_call"})
 """Types of calls whose item holds the outcome as well."""
-
-
-class Containers(Protocol):
-    """What is needed of `runtime.containers`."""
-
-    def check_driver(self) -> None: ...
-
-    async def resolve(
-        self, project: str, key: str, declared: Mapping[str, Any], base: WorkspaceAt | None, *, branch: str, param: str
-    ) -> str: ...
-
-    async def skills(
-        self, project: str, container_id: str, declared: Mapping[str, Any], base: WorkspaceAt | None
-    ) -> list[MountedSkill]: ...
-
-    async def left_by(self, project: str, container_id: str, item_id: str) -> WorkspaceAt | None: ...
-
-    async def open(
-        self, project: str, container_id: str, *, key: str, declared: Mapping[str, Any], base: WorkspaceAt | None
-    ) -> Any: ...
-
-    async def finish(self, project: str, container_ids: Sequence[str], run_id: str) -> list[WorkspaceAt]: ...
 
 
 class Lister(Protocol):
@@ -123,21 +99,13 @@ class HostedCalls:
         clock: Clock | None = None,
     ) -> None:
         self._tools = tools
-        self.programs = ProgramCalls(self, programs, policy or Policy(()), clock or SystemClock())
-        self._hold: Callable[[], AbstractContextManager[BlobHold | None]] = held.hold if held else nullcontext
         self._policy = policy or Policy(())
-        self._containers = containers
+        self.programs = ProgramCalls(self, programs, self._policy, clock or SystemClock())
+        self.places = Places(containers)
+        self._hold: Callable[[], AbstractContextManager[BlobHold | None]] = held.hold if held else nullcontext
         self._lister = lister
         self._open_tools = open_tools
         self._instruments = instruments or Instruments()
-
-    async def base(self, project: str, branch: BranchState, items: Sequence[Item]) -> WorkspaceAt | None:
-        """How the container was left with which a run goes on that has this input."""
-        if branch.workspaces or self._containers is None:
-            return base_of(branch)
-        sent = chain(reversed(items), (held.item for held in reversed(branch.items)))
-        worked = next(((found, item.get("id") or "") for item in sent if (found := named_in(item))), None)
-        return None if worked is None else await self._containers.left_by(project, *worked)
 
     async def check(
         self, project: str, key: str, plan: ToolPlan, base: WorkspaceAt | None, *, branch: str = ""
@@ -149,43 +117,18 @@ class HostedCalls:
         if self._lister is not None:
             for label, declaration in plan.servers.items():
                 self._lister.check(declaration, f"tools[{label}]")
-        plan.base = base
-        if self._containers is not None:
-            if not _NEEDS_PROCESSES.isdisjoint(plan.environments):
-                self._containers.check_driver()
-            for kind, declared in plan.environments.items():
-                place = plan.places.get(kind, "environment")
-                plan.containers[kind] = await self._containers.resolve(
-                    project, key, declared, base, branch=branch, param=place
-                )
+        await self.places.settle(project, key, plan, base, branch=branch)
 
     async def place(self, run: LiveRun) -> None:
         """The same for a run that was not checked; and find out what its model is told of the places."""
         self.programs.sign(run)
         if not run.settings.tools and not run.plan.environments:
             return
-        await self._place(run)
-        told = [local_instructions(local_skills(run.settings.tools))]
-        if self._containers is not None:
-            skills: dict[str, MountedSkill] = {}
-            for kind, declared in run.plan.environments.items():
-                container = run.plan.containers[kind]
-                found = await self._containers.skills(run.project, container, declared, run.plan.base)
-                skills.update({skill.name: skill for skill in found})
-            told.append(instructions(list(skills.values())))
+        if not await self.places.find(run):
+            await self.check(run.project, run.state.key, run.plan, run.plan.base, branch=run.branch.branch)
+        await self.places.reopen(run)
+        told = (local_instructions(local_skills(run.settings.tools)), await self.places.told(run))
         run.plan.told = "\n\n".join([text for text in told if text])
-
-    async def _place(self, run: LiveRun) -> None:
-        """A run that a crash cut off goes on in the container where it was."""
-        plan = run.plan
-        if not plan.environments or plan.containers:
-            return
-        plan.base = await self.base(run.project, run.branch.state, run.state.started.input)
-        own = next((found for output in run.state.output if (found := container_of(output.item))), "")
-        if own and all(declared.get("type") == "container_auto" for declared in plan.environments.values()):
-            plan.containers.update(dict.fromkeys(plan.environments, own))
-        else:
-            await self.check(run.project, run.state.key, plan, plan.base, branch=run.branch.branch)
 
     async def list_tools(self, run: LiveRun, label: str) -> None:
         """Ask a server for its tools and write down what it says. Raises ListingFailed."""
@@ -196,7 +139,7 @@ class HostedCalls:
             opened = {"type": LISTING, "server_label": label, "tools": []}
             run.renderer.item_opened(index, _id_of(run, index, opened), opened)
             run.writer.touch()
-        item = await self._lister.listing(declaration, run.project, self._workspace_of(run, "mcp"))
+        item = await self._lister.listing(declaration, run.project, self.places.opener(run, "mcp"))
         self.add_own(run, item)
         await run.writer.commit()
         if item.get("error"):
@@ -247,7 +190,7 @@ class HostedCalls:
             attempt=step.attempt,
             item=item,
             declaration=run.plan.servers.get(item.get("server_label", ""), {}),
-            workspace=self._workspace_of(run, kind, container_of(item)),
+            workspace=self.places.opener(run, kind, container_of(item)),
         )
         if step.attempt == 1 and not await self._passes(run, output, kind):
             return
@@ -303,7 +246,7 @@ class HostedCalls:
                 watch.failed = result.failed
         except NoSandbox:
             raise
-        except (WorkspaceError, RequestError) as error:
+        except (WorkspaceError, RequestError, StorageError) as error:
             log.warning("tool.no_workspace run_id=%s tool=%s code=%s", run.id, tool.type, error.code)
             return ToolResult(error.message, failed=True, unknown=isinstance(error, SandboxDied))
         except Exception:  # a hosted tool that breaks must not break the run: the model is told, the log has the trace
@@ -406,65 +349,6 @@ class HostedCalls:
         run.plan.containers.update(before.containers)
         run.plan.told, run.plan.base = before.told, before.base
         self.programs.sign(run)
-
-    def _workspace_of(self, run: LiveRun, kind: str, container: str = "") -> Callable[[], Awaitable[Any]] | None:
-        containers = self._containers
-        container_id = container or run.plan.containers.get(kind, "")
-        if containers is None or not container_id:
-            return None
-        declared = run.plan.environments.get(kind, {"type": "container_reference", "container_id": container_id})
-        base = run.plan.base
-
-        async def open_it() -> Any:
-            key = run.state.key
-            workspace = await containers.open(run.project, container_id, key=key, declared=declared, base=base)
-            run.folders[container_id] = workspace.folder
-            return workspace
-
-        return open_it
-
-    async def keep_files(self, run: LiveRun) -> list[WorkspaceAt]:
-        """Keep the files of the containers that the run worked in; how it leaves those of a chain that is stored."""
-        touched = worked_in(run)
-        if self._containers is None or not touched:
-            return []
-        left = await self._containers.finish(run.project, touched, run.id)
-        return left if run.stored else []
-
-
-def container_of(item: Item) -> str:
-    """In which container a hosted call is carried out; '' for others."""
-    if not item.get(HOSTED):
-        return ""
-    environment = item.get("environment")
-    if isinstance(environment, dict):
-        return str(environment.get("container_id") or "")
-    return str(item.get("container_id") or item.get("in_container") or "")
-
-
-def named_in(item: Item) -> str:
-    """The container in which a call was carried out that a client sends along; '' for others."""
-    if item.get("type") == "code_interpreter_call":
-        return str(item.get("container_id") or "")
-    environment = item.get("environment") if item.get("type") == "shell_call" else None
-    return str(environment.get("container_id") or "") if isinstance(environment, dict) else ""
-
-
-def worked_in(run: LiveRun) -> list[str]:
-    """The containers in which a call of the run was begun."""
-    found: dict[str, None] = {}
-    for output in run.state.output:
-        if output.index in run.state.intents:
-            kind = tool_of(output.item)
-            container = container_of(output.item) or (run.plan.containers.get("mcp", "") if kind == "mcp" else "")
-            if container:
-                found[container] = None
-    return list(found)
-
-
-def base_of(branch: BranchState) -> WorkspaceAt | None:
-    """How the runs of a branch left the container that was made for them."""
-    return branch.workspaces[-1][1] if branch.workspaces else None
 
 
 def _output(run: LiveRun, index: int) -> OutputItem:

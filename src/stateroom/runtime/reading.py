@@ -122,11 +122,9 @@ def response_not_found(run_id: str) -> NotFound:
     return NotFound(f"Response with id '{run_id}' not found.", code="response_not_found", param="response_id")
 
 
-def conversation_not_found(conversation_id: str) -> NotFound:
+def conversation_not_found(conversation_id: str, param: str = "conversation_id") -> NotFound:
     """Missing, deleted and foreign look the same."""
-    return NotFound(
-        f"Conversation with id '{conversation_id}' not found.", code="conversation_not_found", param="conversation_id"
-    )
+    return NotFound(f"Conversation with id '{conversation_id}' not found.", code="conversation_not_found", param=param)
 
 
 def _not_streamed(run_id: str) -> InvalidRequest:

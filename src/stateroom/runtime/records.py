@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from itertools import groupby, islice
 from typing import Final, Generic, TypeVar
 from weakref import WeakValueDictionary
@@ -25,7 +26,8 @@ from stateroom.blobs.store import Blobs
 from stateroom.clock import Clock
 from stateroom.errors import HeadMoved, StorageError
 from stateroom.journal.entries import Entry, Fact, RecordDropped, RecordNoted, RecordPut, decode, encode, kind_of
-from stateroom.journal.store import Append, Branch, Draft, Index, Journal, RecordPlace, RecordRow
+from stateroom.journal.store import MARK_MAX, Append, Branch, Draft, Index, Journal, NoteRow, RecordPlace, RecordRow
+from stateroom.runtime.note_search import first_since
 
 State = TypeVar("State", bound=msgspec.Struct)
 
@@ -33,6 +35,9 @@ _ERASED_AT_ONCE: Final = 500
 """Entries that one commit erases: it keeps everybody else's waiting."""
 _READ_AT_ONCE: Final = 32
 """Notes in memory at the same time, where there may be many."""
+_READ_FIRST: Final = 2
+"""Notes that are read at first: whoever looks for the latest needs no more."""
+_READ_FACTOR: Final = 4
 
 
 class Held(msgspec.Struct, Generic[State], frozen=True):
@@ -106,6 +111,10 @@ class Records:
         """Where the notes of a record stand, oldest first."""
         places = await self._index.record_places(project, collection, record_id)
         return [place for place in places if place.note and not place.gone]
+
+    async def existed(self, project: str, collection: str, record_id: str) -> bool:
+        """Whether there ever was such a record, even if it was dropped."""
+        return await self._journal.branch(project, _own_branch(project, collection, record_id)) is not None
 
     async def erase_notes(self, project: str, collection: str, record_id: str) -> None:
         """As `Collection.erase_notes`."""
@@ -295,17 +304,48 @@ class Collection(Generic[State]):
     async def each_note(
         self, project: str, record_id: str, *, newest_first: bool = False
     ) -> AsyncGenerator[msgspec.Raw, None]:
-        """The same, few of them in memory at a time."""
-        noted = await self._records.noted(project, self.name, record_id)
-        if newest_first:
-            noted.reverse()
-        for start in range(0, len(noted), _READ_AT_ONCE):
-            some = noted[start : start + _READ_AT_ONCE]
-            entries = await self._records.said(project, some[::-1] if newest_first else some)
-            for entry in reversed(entries) if newest_first else entries:
-                said = decode(entry.kind, entry.body)
-                if isinstance(said, RecordNoted):
-                    yield said.note
+        """The same, few of them in memory at a time; what is noted meanwhile is not among them."""
+        latest = await self.some_notes(project, record_id, limit=1, newest_first=True)
+        before = latest[0].mark + 1 if latest else 0
+        async with aclosing(self.note_rows(project, record_id, before=before, newest_first=newest_first)) as rows:
+            async for row in rows:
+                yield row.note
+
+    async def note_rows(
+        self, project: str, record_id: str, *, after: int = -1, before: int = MARK_MAX, newest_first: bool = False
+    ) -> AsyncGenerator[NoteRow, None]:
+        """The same between two marks, and what is noted there meanwhile. It costs what is taken, not what there is."""
+        limit = _READ_FIRST
+        while rows := await self.some_notes(
+            project, record_id, after=after, before=before, limit=limit, newest_first=newest_first
+        ):
+            for row in rows:
+                yield row
+            if len(rows) < limit:
+                return
+            after, before = (after, rows[-1].mark) if newest_first else (rows[-1].mark, before)
+            limit = min(limit * _READ_FACTOR, _READ_AT_ONCE)
+            await asyncio.sleep(0)  # the journal answers without a pause, and there may be many pages
+
+    async def some_notes(
+        self,
+        project: str,
+        record_id: str,
+        *,
+        after: int = -1,
+        before: int = MARK_MAX,
+        limit: int,
+        newest_first: bool = False,
+    ) -> list[NoteRow]:
+        """The first of these."""
+        read = self._records.index.record_notes
+        return await read(
+            project, self.name, record_id, after=after, before=before, limit=limit, descending=newest_first
+        )
+
+    async def noted_since(self, project: str, record_id: str, since: int) -> list[NoteRow]:
+        """Some notes, the first from `since` (milliseconds) on, as far as the clock never went back."""
+        return await first_since(partial(self.some_notes, project, record_id), since)
 
     def noted(self, record_id: str, note: msgspec.Struct) -> RecordNoted:
         """The entry that notes it, for another commit about the record."""

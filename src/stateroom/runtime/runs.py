@@ -13,7 +13,7 @@ from stateroom import ids
 from stateroom.access.rates import Rates
 from stateroom.agent.compaction import visible_ids
 from stateroom.agent.context import Context
-from stateroom.agent.state import BranchState, configured, identified
+from stateroom.agent.state import BranchState, configured, identified, named_once
 from stateroom.blobs.hold import BlobHold
 from stateroom.clock import SystemClock
 from stateroom.errors import (
@@ -175,7 +175,7 @@ class Runs(RunReader):
         plan = surface.plan(settings, steering)
         run_id = request.id or ids.new_id("resp")
         if plan.environments or plan.servers:
-            base = await self.hosted.base(project, branch.state, items)
+            base = await self.hosted.places.base(project, branch.state, items)
             await self.hosted.check(project, ids.key_of(run_id), plan, base, branch=branch.branch)
         settings = self._inputs.sealed(project, settings)
         check_approvals(items, branch.state.items)
@@ -191,7 +191,7 @@ class Runs(RunReader):
         started = RunStarted(
             id=run_id,
             settings=await self._inputs.compact(settings, hold) if request.store else settings,
-            input=items,
+            input=named_once(items, branch.state.items),
             surface=surface.name,
             previous=request.previous,
             conversation=request.conversation,
@@ -245,7 +245,7 @@ class Runs(RunReader):
         if request.conversation:
             row = await self._index.conversation(project, request.conversation)
             if row is None:
-                raise conversation_not_found(request.conversation)
+                raise conversation_not_found(request.conversation, "conversation")
             return (await self._branches.open(project, row.branch)).state
         if request.previous:
             parent = await self._parent(project, request.previous)
@@ -261,7 +261,7 @@ class Runs(RunReader):
                 param="store",
             )
         if request.conversation:
-            return await self.take_conversation(project, request.conversation)
+            return await self.take_conversation(project, request.conversation, param="conversation")
         if not request.previous:
             return self._branches.new(project) if request.store else detached(project, BranchState())
         if local is not None and (kept := await self._local(project, request, local)) is not None:
@@ -300,7 +300,8 @@ class Runs(RunReader):
         row = self._branches.find_ended(project, run_id) or await self._index.run(project, run_id)
         if row is None or row.surface != RESPONSES:
             raise InvalidRequest(
-                f"Previous response with id '{run_id}' not found.",
+                f"Previous response with id '{run_id}' not found. Responses are not kept with `store: false`, or when "
+                "they are deleted: send the whole input instead.",
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
@@ -308,12 +309,14 @@ class Runs(RunReader):
             raise _in_progress(run_id)
         return row
 
-    async def take_conversation(self, project: str, conversation_id: str) -> ActiveBranch:
+    async def take_conversation(
+        self, project: str, conversation_id: str, *, param: str = "conversation_id"
+    ) -> ActiveBranch:
         """The branch of a conversation, taken in turn. Raises NotFound, InvalidRequest `conversation_locked`."""
         while True:
             row = await self._index.conversation(project, conversation_id)
             if row is None:
-                raise conversation_not_found(conversation_id)
+                raise conversation_not_found(conversation_id, param)
             active = await self._branches.open(project, row.branch)
             await active.take(
                 queue_max=self._limits.conversation_queue, wait_seconds=self._limits.conversation_wait_seconds
@@ -340,7 +343,7 @@ class Runs(RunReader):
                 if ended is not None and run.failure is None:
                     self._branches.note_ended(run.branch, _row_of(run))
                 self._branches.done(run.branch)
-            if run.writer.failure is not None and not isinstance(run.writer.failure, Fenced):
+            if _is_left_open(run):
                 self._taking_up.later(run)
             return
         if run.successor is None:
@@ -402,6 +405,14 @@ def _row_of(run: LiveRun) -> RunRow:
     return RunRow(
         run.id, run.branch.branch, state.start, end, status, state.started.surface, state.created_at, run.project
     )
+
+
+def _is_left_open(run: LiveRun) -> bool:
+    """Whether it could not be written down to its end, or what it leaves could not be kept, and that may get better."""
+    failure = run.writer.failure
+    if failure is None and run.state.ended is None and isinstance(run.failure, StorageError):
+        failure = run.failure
+    return failure is not None and not isinstance(failure, Fenced)
 
 
 def _in_progress(run_id: str) -> InvalidRequest:

@@ -165,7 +165,9 @@ def read_schema(schema: Any) -> tuple[Any, str]:
 
     try:
         return jsonschema_rs.validator_for(schema, offline=True), ""
-    except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+    except jsonschema_rs.ValidationError as error:
+        return None, _told(error)
+    except (ValueError, jsonschema_rs.ReferencingError) as error:
         return None, str(error)[:300]
 
 
@@ -179,11 +181,16 @@ def problem_of(schema: Any, value: Any) -> str:
     try:
         validator.validate(value)
     except jsonschema_rs.ValidationError as error:
-        where = "/".join(str(step) for step in error.instance_path)
-        return f"at /{where}: {error.message[:300]}"
+        return _told(error)
     except ValueError as error:
         return f"at all: {str(error)[:300]}"
     return ""
+
+
+def _told(error: Any) -> str:
+    """Where and how a value does not fit, in one line."""
+    where = "/".join(str(step) for step in error.instance_path)
+    return f"at /{where}: {error.message[:300]}"
 
 
 def _bound_memory() -> None:

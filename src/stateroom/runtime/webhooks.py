@@ -1,4 +1,4 @@
-"""Webhooks: who asked to be told of what, and telling them until they have heard it.
+"""Webhooks: telling whoever asked for it of what happened, until they have heard it. Who that is: webhook_endpoints.py.
 
 What is to be told is a record that is committed in the same append as the event itself, so that no crash can lose it.
 A delivery is tried at once, and then again with growing pauses for three days. A receiver may hear of an event twice,
@@ -14,10 +14,10 @@ import base64
 import heapq
 import hmac
 import logging
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
@@ -25,61 +25,25 @@ from stateroom import ids
 from stateroom.access.outbound import OutboundGuard, OutboundRefused
 from stateroom.access.sealing import Sealer
 from stateroom.clock import Clock
-from stateroom.errors import InvalidRequest, NotFound, StorageError
+from stateroom.errors import InvalidRequest, StorageError
 from stateroom.journal.entries import Fact
 from stateroom.runtime.cursors import check_cursors
 from stateroom.runtime.records import Held, Records
+from stateroom.runtime.webhook_endpoints import Endpoint, Endpoints
 
 log = logging.getLogger("stateroom.webhooks")
 
-EVENT_TYPES: Final = (
-    "response.completed",
-    "response.failed",
-    "response.incomplete",
-    "response.cancelled",
-    "batch.completed",
-    "batch.failed",
-    "batch.expired",
-    "batch.cancelled",
-)
-"""What this server tells of."""
-
-ENDPOINTS_MAX: Final = 64
-"""Endpoints of one project."""
 PAUSES: Final = (5, 30, 120, 600, 1_800, 3_600, 3 * 3_600, 6 * 3_600, 12 * 3_600)
 """Seconds between one try and the next; the last one repeats."""
 GIVE_UP_SECONDS: Final = 72 * 3_600
 KEPT_SECONDS: Final = 7 * 24 * 3_600
 """How long it can be looked up what became of a delivery."""
-OLD_SECRET_SECONDS: Final = 24 * 3_600
 AT_ONCE: Final = 32
 """Deliveries under way at the same time."""
 AT_ONCE_PROJECT: Final = 16
 """Of one project. The next place goes to the project that has the fewest."""
 AT_ONCE_EACH: Final = 4
 """To one endpoint: one that is slow must not keep the others waiting."""
-
-
-class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A signing secret, sealed."""
-
-    sealed: str
-    until: int = 0
-    """Milliseconds since the epoch after which it signs no more; 0: the current one."""
-
-
-class Endpoint(msgspec.Struct, frozen=True, omit_defaults=True):
-    """State of the collection `webhook_endpoint`."""
-
-    name: str
-    url: str
-    event_types: tuple[str, ...]
-    secrets: tuple[Secret, ...]
-    """The current one first."""
-    hint: str
-    """The end of the current secret."""
-    updated_at: int
-    """Milliseconds since the epoch."""
 
 
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,20 +66,14 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the last try came to: an HTTP status, or why there was none."""
 
 
-_Change: TypeAlias = Callable[[Held[Endpoint]], Endpoint | None]
-
-
 class Webhooks:
-    """The endpoints of all projects, and the deliveries that are under way."""
+    """The deliveries of all projects that are under way."""
 
     def __init__(self, records: Records, guard: OutboundGuard, sealer: Sealer, clock: Clock) -> None:
-        self._endpoints = records.collection("webhook_endpoint", Endpoint)
+        self.endpoints = Endpoints(records, guard, sealer, clock)
         self._deliveries = records.collection("webhook_delivery", Delivery)
         self._guard = guard
-        self._sealer = sealer
         self._clock = clock
-        self._known: dict[str, dict[str, Held[Endpoint]]] = defaultdict(dict)
-        """Every endpoint, by project and id."""
         self._due: list[tuple[int, str, str]] = []
         """Heap of (when, project, delivery)."""
         self._wake = asyncio.Event()
@@ -129,86 +87,10 @@ class Webhooks:
         self._behind: dict[str, deque[tuple[str, str]]] = {}
         """Deliveries, with their projects, that wait for others to the same endpoint."""
 
-    # Endpoints
-
-    async def create(
-        self, project: str, *, name: str, url: str, event_types: Sequence[str], also: Sequence[Fact] = (), key: str
-    ) -> tuple[Held[Endpoint], str]:
-        """A new endpoint of this id, and its secret, which is shown this once. Raises InvalidRequest."""
-        self._check(url, event_types)
-        if len(self._known[project]) >= ENDPOINTS_MAX:
-            message = f"A project has at most {ENDPOINTS_MAX} webhook endpoints. Delete one first."
-            raise InvalidRequest(message, code="too_many_webhook_endpoints")
-        secret, sealed = self._new_secret(project)
-        state = Endpoint(name, url, _unique(event_types), (sealed,), secret[-4:], self._now())
-        held = await self._endpoints.create(project, key, state, open=True, also=also)
-        self._known[project][held.id] = held
-        return held, secret
-
-    def get(self, project: str, endpoint_id: str) -> Held[Endpoint]:
-        """Raises NotFound."""
-        held = self._known[project].get(endpoint_id) if project in self._known else None
-        if held is None:
-            message = f"Webhook endpoint with id '{endpoint_id}' not found."
-            raise NotFound(message, code="webhook_endpoint_not_found", param="webhook_endpoint_id")
-        return held
-
-    async def page(
-        self, project: str, *, after: str, before: str = "", limit: int, descending: bool
-    ) -> list[Held[Endpoint]]:
-        """By age, one more than `limit` when there are more. Raises InvalidRequest on unknown cursors."""
-        await check_cursors(partial(self._endpoints.get, project), "webhook endpoint", after=after, before=before)
-        return await self._endpoints.page(project, after=after, before=before, limit=limit, descending=descending)
-
-    async def update(
-        self,
-        project: str,
-        endpoint_id: str,
-        *,
-        name: str | None = None,
-        url: str | None = None,
-        event_types: Sequence[str] | None = None,
-    ) -> Held[Endpoint]:
-        """Change what is given. Raises NotFound, InvalidRequest."""
-        self._check(url, event_types or ())
-
-        def change(held: Held[Endpoint]) -> Endpoint | None:
-            old = held.state
-            new = msgspec.structs.replace(
-                old,
-                name=old.name if name is None else name,
-                url=old.url if url is None else url,
-                event_types=old.event_types if event_types is None else _unique(event_types),
-            )
-            return None if new == old else msgspec.structs.replace(new, updated_at=self._now())
-
-        return await self._change(project, endpoint_id, change)
-
-    async def rotate(self, project: str, endpoint_id: str, *, keep_old: bool) -> tuple[Held[Endpoint], str]:
-        """A new secret; the old one signs beside it for another day if that is asked for. Raises NotFound."""
-        secret, sealed = self._new_secret(project)
-
-        def change(held: Held[Endpoint]) -> Endpoint:
-            now = self._now()
-            kept = tuple(
-                Secret(old.sealed, old.until or now + OLD_SECRET_SECONDS * 1000)
-                for old in held.state.secrets
-                if keep_old and (not old.until or old.until > now)
-            )
-            return msgspec.structs.replace(held.state, secrets=(sealed, *kept), hint=secret[-4:], updated_at=now)
-
-        return await self._change(project, endpoint_id, change), secret
-
-    async def delete(self, project: str, endpoint_id: str) -> None:
-        """Erase an endpoint; what was still to be delivered to it is not. Raises NotFound."""
-        self.get(project, endpoint_id)
-        await self._endpoints.drop(project, endpoint_id)
-        self._known[project].pop(endpoint_id, None)
-
     async def test(self, project: str, endpoint_id: str, event_type: str) -> int:
         """Send a sample event now; the HTTP status of the answer. Raises NotFound, InvalidRequest."""
-        held = self.get(project, endpoint_id)
-        self._check(None, [event_type])
+        held = self.endpoints.get(project, endpoint_id)
+        self.endpoints.check_events([event_type])
         subject = ids.new_id("batch" if event_type.startswith("batch.") else "resp")
         sample = Delivery(ids.new_id("evt"), event_type, subject, endpoint_id, self._now())
         try:
@@ -236,15 +118,15 @@ class Webhooks:
 
     def outgoing(self, project: str, event_type: str, subject: str) -> list[Fact]:
         """What has to be committed together with the event; give it to `sent` afterwards."""
-        if project not in self._known:
+        endpoints = self.endpoints.told_of(project, event_type)
+        if not endpoints:
             return []
         event, now = ids.new_id("evt"), self._now()
         return [
             self._deliveries.put(
                 ids.new_id("whd"), Delivery(event, event_type, subject, endpoint.id, now, next_at=now), open=True
             )
-            for endpoint in self._known[project].values()
-            if event_type in endpoint.state.event_types
+            for endpoint in endpoints
         ]
 
     def sent(self, project: str, records: Sequence[Fact]) -> None:
@@ -254,8 +136,7 @@ class Webhooks:
 
     async def start(self) -> None:
         """Take up what an earlier process left undelivered."""
-        for endpoint in await self._endpoints.open():
-            self._known[endpoint.project][endpoint.id] = endpoint
+        await self.endpoints.start()
         for delivery in await self._deliveries.open():
             self._plan(delivery.state.next_at, delivery.project, delivery.id)
         self._task = asyncio.get_running_loop().create_task(self._deliver())
@@ -324,7 +205,7 @@ class Webhooks:
             held = await self._deliveries.get(project, delivery_id)
             if held is None or not held.open:
                 return
-            endpoint = self._known[project].get(held.state.endpoint)
+            endpoint = self.endpoints.find(project, held.state.endpoint)
             if endpoint is None:
                 self._next_behind(held.state.endpoint)
                 await self._deliveries.drop(project, delivery_id)
@@ -393,34 +274,8 @@ class Webhooks:
                 "data": {"id": delivery.subject},
             }
         )
-        now = self._now()
-        current = [each.sealed for each in endpoint.secrets if not each.until or each.until > now]
-        secrets = [self._sealer.open(project, sealed) or "" for sealed in current]
-        headers = signature(delivery.event, now // 1000, body, secrets)
+        headers = signature(delivery.event, self._now() // 1000, body, self.endpoints.secrets(project, endpoint))
         return await self._guard.post(endpoint.url, body, headers)
-
-    def _new_secret(self, project: str) -> tuple[str, Secret]:
-        secret = "whsec_" + base64.b64encode(ids.new_secret().encode()).decode()
-        return secret, Secret(self._sealer.seal(project, secret))
-
-    async def _change(self, project: str, endpoint_id: str, change: _Change) -> Held[Endpoint]:
-        self.get(project, endpoint_id)
-        held = await self._endpoints.update(project, endpoint_id, change)
-        if held is None:
-            self._known[project].pop(endpoint_id, None)
-            return self.get(project, endpoint_id)
-        self._known[project][endpoint_id] = held
-        return held
-
-    def _check(self, url: str | None, event_types: Sequence[str]) -> None:
-        for position, event_type in enumerate(event_types):
-            if event_type not in EVENT_TYPES:
-                message = (
-                    f"This server has no events of type {event_type[:100]!r}. It tells of {', '.join(EVENT_TYPES)}."
-                )
-                raise InvalidRequest(message, code="unknown_event_type", param=f"event_types[{position}]")
-        if url is not None:
-            self._guard.check(url, param="url", https=True)
 
     def _now(self) -> int:
         return int(self._clock.now() * 1000)
@@ -432,7 +287,6 @@ def signature(event: str, at: int, body: bytes, secrets: Sequence[str]) -> dict[
     signatures = [
         base64.b64encode(hmac.digest(base64.b64decode(secret.removeprefix("whsec_")), said, "sha256")).decode()
         for secret in secrets
-        if secret
     ]
     return {
         "webhook-id": event,
@@ -445,7 +299,3 @@ def _decrease(counts: Counter[str], name: str) -> None:
     counts[name] -= 1
     if not counts[name]:
         del counts[name]
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))

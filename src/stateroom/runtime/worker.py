@@ -151,7 +151,7 @@ class Worker:
             self._hosted.leave(run, ended.status)
             if ended.status in ("failed", "cancelled"):
                 run.branch.context.rewind()
-            workspaces = await self._hosted.keep_files(run)
+            workspaces = await self._hosted.places.keep_files(run)
             await self._end(run, msgspec.structs.replace(ended, workspaces=workspaces))
         except StorageError as error:
             run.failure = error

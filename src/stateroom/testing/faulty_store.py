@@ -17,6 +17,7 @@ import msgspec
 from stateroom.errors import StorageError, StorageFull
 from stateroom.journal.entries import Entry, Frame
 from stateroom.journal.store import (
+    MARK_MAX,
     Append,
     Appended,
     Branch,
@@ -24,6 +25,7 @@ from stateroom.journal.store import (
     EndedRun,
     ItemRow,
     Lease,
+    NoteRow,
     RecordName,
     RecordPlace,
     RecordRow,
@@ -186,6 +188,22 @@ class FaultyStore:
 
     async def record_places(self, project: str, collection: str, record_id: str) -> list[RecordPlace]:
         return await self._read(self._inner.record_places(project, collection, record_id))
+
+    async def record_notes(
+        self,
+        project: str,
+        collection: str,
+        record_id: str,
+        *,
+        after: int = -1,
+        before: int = MARK_MAX,
+        limit: int = 100,
+        descending: bool = True,
+    ) -> list[NoteRow]:
+        rows = self._inner.record_notes(
+            project, collection, record_id, after=after, before=before, limit=limit, descending=descending
+        )
+        return await self._read(rows)
 
     async def unerased_records(self) -> list[RecordName]:
         return await self._read(self._inner.unerased_records())

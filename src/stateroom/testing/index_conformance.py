@@ -46,6 +46,8 @@ async def index_answers(
                 found[f"{project}: places of {collection} {name}"] = await store.record_places(
                     project, collection, name
                 )
+                noted = await store.record_notes(project, collection, name, limit=10_000)
+                found[f"{project}: notes of {collection} {name}"] = [(row.at, bytes(row.note)) for row in noted]
     for collection in COLLECTIONS:
         found[f"open {collection}"] = await store.open_records(collection)
     found["unerased"] = sorted(await store.unerased_records(), key=repr)

@@ -27,7 +27,7 @@ from stateroom.workspaces.content.database import ContentDatabase
 from stateroom.workspaces.content.file import ContentFile
 from stateroom.workspaces.content.restore import Restore
 from stateroom.workspaces.content.store import ContentStore
-from stateroom.workspaces.drivers.bubblewrap import BubblewrapSandbox
+from stateroom.workspaces.drivers.local import LocalSandbox
 from stateroom.workspaces.files.folder import Folder
 from stateroom.workspaces.layout import LIVE
 from stateroom.workspaces.live import workspaces as live_workspaces
@@ -119,7 +119,7 @@ class MortalRestore(Restore):
         self.points.reach("mid_materialise")
 
 
-class MortalSandbox(BubblewrapSandbox):
+class MortalSandbox(LocalSandbox):
     """A sandbox. Made of one that was started."""
 
     points: KillPoints
@@ -141,7 +141,7 @@ class MortalWorkspaces(Workspaces):
     async def start(self, workspace: Workspace) -> Sandbox:
         self.points.reach("before_start_sandbox")
         sandbox = await super().start(workspace)
-        if isinstance(sandbox, BubblewrapSandbox):
+        if isinstance(sandbox, LocalSandbox):
             sandbox.__class__ = MortalSandbox
             assert isinstance(sandbox, MortalSandbox)
             sandbox.points = self.points

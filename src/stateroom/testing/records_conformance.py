@@ -149,6 +149,41 @@ async def what_a_dropped_record_said_is_known_until_it_is_erased(stage: Stage) -
     assert await stage.store.record(P, "c", "r") is not None
 
 
+async def notes_are_read_by_arrival_between_marks(stage: Stage) -> None:
+    noted = [draft(RecordNoted("c", "r", _raw(said)), at=at) for said, at in zip("01234", (9, 3, 5, 5, 1), strict=True)]
+    await begin(stage.store, "b", [put("r"), noted[0], put("other"), noted[1]])
+    await begin(stage.store, "d", [noted[2], draft(RecordNoted("c", "other", _raw("x")))])
+    await stage.store.append(Append(P, "b", 3, noted[3:]))
+    rows = await stage.store.record_notes(P, "c", "r", descending=False)
+    assert [(bytes(row.note), row.at) for row in rows] == [
+        (b'"%d"' % said, at) for said, at in enumerate((9, 3, 5, 5, 1))
+    ]
+    marks = [row.mark for row in rows]
+    assert marks == sorted(set(marks))
+    assert await stage.store.record_notes(P, "c", "r") == rows[::-1]
+    assert await stage.store.record_notes(P, "c", "r", limit=2) == rows[:2:-1]
+    assert await stage.store.record_notes(P, "c", "r", before=marks[3], limit=2) == rows[2:0:-1]
+    assert await stage.store.record_notes(P, "c", "r", after=marks[1], before=marks[4]) == rows[3:1:-1]
+    assert await stage.store.record_notes(P, "c", "r", after=marks[1], limit=2, descending=False) == rows[2:4]
+    assert await stage.store.record_notes(P, "c", "r", after=marks[4]) == []
+    for project, collection, name in ((OTHER, "c", "r"), (P, "d", "r"), (P, "c", "s"), ("nobody", "c", "r")):
+        assert await stage.store.record_notes(project, collection, name) == []
+    await stage.store.redact(P, "b", {3: None, 5: None}, at=5)
+    assert await stage.store.record_notes(P, "c", "r") == [rows[3], rows[2], rows[0]]
+
+
+async def notes_from_before_a_drop_are_not_of_the_record_that_is_put_again(stage: Stage) -> None:
+    noted = draft(RecordNoted("c", "r", _raw("old")))
+    await begin(stage.store, "b", [put("r"), noted, noted, draft(RecordDropped("c", "r"))])
+    assert await stage.store.record_notes(P, "c", "r") == []
+    await stage.store.append(Append(P, "b", 3, [put("r"), draft(RecordNoted("c", "r", _raw("new")))]))
+    for descending in (True, False):
+        found = await stage.store.record_notes(P, "c", "r", descending=descending)
+        assert [bytes(row.note) for row in found] == [b'"new"']
+    await stage.store.redact(P, "b", {0: None, 1: None, 2: None}, at=5)
+    assert [bytes(row.note) for row in await stage.store.record_notes(P, "c", "r")] == [b'"new"']
+
+
 async def a_blob_of_a_record_is_in_use_until_it_is_erased(stage: Stage) -> None:
     noted = draft(RecordNoted("c", "r", _raw("n"), ["cd" * 32]))
     await begin(stage.store, "b", [put("r", blobs=[BLOB]), noted, draft(RecordDropped("c", "r"))])
@@ -209,6 +244,8 @@ CASES: Final[tuple[Case, ...]] = (
     open_and_expired_records_are_those_of_every_project,
     all_that_is_said_of_a_record_has_its_places,
     what_a_dropped_record_said_is_known_until_it_is_erased,
+    notes_are_read_by_arrival_between_marks,
+    notes_from_before_a_drop_are_not_of_the_record_that_is_put_again,
     a_blob_of_a_record_is_in_use_until_it_is_erased,
     erasing_a_record_leaves_the_run_that_it_was_committed_with,
     records_found_anew_are_the_same,

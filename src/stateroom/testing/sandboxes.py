@@ -5,13 +5,13 @@ Reads /proc only. What is known of a server's sandboxes is that their command li
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from pathlib import Path
 from typing import NamedTuple
 
 from stateroom.workspaces.drivers import processes
+from stateroom.workspaces.layout import TRIALS
 
 _KERNEL = b"interpreter.py"
 
@@ -24,14 +24,9 @@ class Member(NamedTuple):
     """One of `stateroom.testing.kill_points.VICTIMS`."""
 
 
-def tag_of(data: Path) -> str:
-    """By which the sandboxes of a data directory are known, as the driver makes it."""
-    return hashlib.sha256(os.path.realpath(data).encode()).hexdigest()[:16]
-
-
 def members(data: Path) -> list[Member]:
     """The processes of all sandboxes of a data directory."""
-    word, own = f"tag={tag_of(data)}".encode(), processes.namespace_of(os.getpid())
+    word, own = f"tag={processes.tag_of(data)}".encode(), processes.namespace_of(os.getpid())
     others: list[tuple[int, str]] = []
     found: list[Member] = []
     inside: set[str] = set()
@@ -49,10 +44,15 @@ def members(data: Path) -> list[Member]:
     return found
 
 
+def at_work(data: Path) -> list[Member]:
+    """Those that have files of a workspace, and are not of a sandbox with which a driver is only tried."""
+    ours = mounted(data).keys() - mounted(data / TRIALS).keys()
+    return [each for each in members(data) if each.pid in ours]
+
+
 def strike(data: Path, kind: str) -> int:
-    """SIGKILL to every process of a kind, but for those that a driver is only tried with; how many there were."""
-    ours = mounted(data)
-    struck = [each.pid for each in members(data) if each.kind == kind and each.pid in ours]
+    """SIGKILL to every process of a kind that is at work; how many there were."""
+    struck = [each.pid for each in at_work(data) if each.kind == kind]
     for pid in struck:
         processes.send_signal(pid, signal.SIGKILL)
     return len(struck)

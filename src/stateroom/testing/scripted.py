@@ -5,7 +5,7 @@ For tests and benchmarks, in-process (`async with ScriptedServer(script) as serv
     python -m stateroom.testing.scripted --port 0 [--delay-ms 20] [--chunks 50] [--log FILE] [--quirk crlf]
 
 prints `listening on http://127.0.0.1:PORT` when it is ready. What it says is decided in script.py, how it is written in
-script_dialect.py and script_responses.py; here is only the transport.
+script_dialect.py, script_responses.py and script_writing.py; here is only the transport.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from stateroom.testing import script_embeddings
 from stateroom.testing.script import ChatRequest, Received, Reply, Script
 from stateroom.testing.script_dialect import Answer, Quirks
 from stateroom.testing.script_responses import Refused, ResponsesAnswer, read_request
+from stateroom.testing.script_writing import Writer, head
 
 _REQUEST = msgspec.json.Decoder(ChatRequest)
-_REASONS = {200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 429: b"Too Many Requests"}
 
 
 class ScriptedServer:
@@ -109,7 +109,7 @@ class _Connection(asyncio.Protocol):
         self._path = ""
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
-        self._answer: _Writer | None = None
+        self._answer: Writer | None = None
         self._busy = ""
         """Path of the request that is being answered."""
 
@@ -183,14 +183,14 @@ class _Connection(asyncio.Protocol):
         if owner.key and request.headers.get("authorization") != f"Bearer {owner.key}":
             self._error(401, f"Incorrect API key provided: {request.headers.get('authorization', '')}")
         elif path == "/v1/models":
-            self._json(200, _models(owner.models))
+            self.send_json(200, _models(owner.models))
         elif path == "/health":
-            self._json(200, b'{"status":"ok"}')
+            self.send_json(200, b'{"status":"ok"}')
         elif path == counts.get(owner.counting):
             self._count(request)
         elif path == "/v1/embeddings" and owner.quirks.embeddings != "none":
             if (made := script_embeddings.answer(request.body, owner.quirks.embeddings)) is not None:
-                self._json(*made)
+                self.send_json(*made)
         elif path == "/v1/chat/completions" and request.method == "POST":
             self._chat(request)
         elif path == "/v1/responses" and request.method == "POST" and owner.responses:
@@ -213,7 +213,7 @@ class _Connection(asyncio.Protocol):
         try:
             asked = read_request(request.body)
         except Refused as refused:
-            self._json(refused.status, refused.body)
+            self.send_json(refused.status, refused.body)
             return
         reply = self._scripted(asked.chat)
         if reply is not None:
@@ -225,19 +225,19 @@ class _Connection(asyncio.Protocol):
             try:
                 size = read_request(request.body).chat.size
             except Refused as refused:
-                self._json(refused.status, refused.body)
+                self.send_json(refused.status, refused.body)
                 return
         field = b"count" if self._owner.counting == "vllm" else b"input_tokens"
-        self._json(200, b'{"%b":%d}' % (field, size // 4 + 1))
+        self.send_json(200, b'{"%b":%d}' % (field, size // 4 + 1))
 
     def _count_by_template(self, path: str, request: Received) -> None:
         """As a llama.cpp that can only apply its template, and tokenize a text."""
         asked = request.json()
         if path == "/apply-template":
             said = "".join(f"<|{each['role']}|>{each.get('content')}" for each in asked["messages"])
-            self._json(200, b'{"prompt":%b}' % msgspec.json.encode(said))
+            self.send_json(200, b'{"prompt":%b}' % msgspec.json.encode(said))
         else:
-            self._json(200, b'{"tokens":%b}' % msgspec.json.encode(list(range(len(asked.get("content", "")) // 4))))
+            self.send_json(200, b'{"tokens":%b}' % msgspec.json.encode(list(range(len(asked.get("content", "")) // 4))))
 
     def _scripted(self, chat: ChatRequest) -> Reply | None:
         """The reply; None when the request was refused."""
@@ -255,16 +255,16 @@ class _Connection(asyncio.Protocol):
             return
         if reply.status >= 400 or reply.raw is not None:
             body = reply.raw if reply.raw is not None else msgspec.json.encode({"error": reply.error})
-            self._json(reply.status, body, reply.headers, reply.content_type or "application/json")
+            self.send_json(reply.status, body, reply.headers, reply.content_type or "application/json")
         else:
-            self._answer = _Writer(self, answer)
+            self._answer = Writer(self, answer, self._owner.delay)
             self._answer.start()
 
     def _error(self, status: int, message: str, code: str | None = None) -> None:
         body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
-        self._json(status, msgspec.json.encode(body))
+        self.send_json(status, msgspec.json.encode(body))
 
-    def _json(
+    def send_json(
         self, status: int, body: bytes, headers: dict[str, str] | None = None, kind: str = "application/json"
     ) -> None:
         self.write(head(status, kind, {"content-length": str(len(body)), **(headers or {})}) + body)
@@ -279,112 +279,6 @@ class _Connection(asyncio.Protocol):
         self._busy, self._answer = "", None
         self._script.note(answered=1)
         self._next()
-
-
-class _Writer:
-    """Writes one answer, with its pauses and accidents, by callbacks rather than a task."""
-
-    def __init__(self, connection: _Connection, answer: Answer) -> None:
-        self._connection = connection
-        self._answer = answer
-        reply = answer.reply
-        self._delay = connection._owner.delay if reply.delay is None else reply.delay
-        self._stream = answer.request.stream
-        self._events = answer.events() if self._stream else []
-        self._closing = answer.closing() if self._stream else []
-        self._at = 0
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
-        self._gate: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        reply = self._answer.reply
-        stops = (reply.drop_after, reply.hang_after, reply.error_after, reply.gate)
-        if not self._stream:
-            pause = self._delay * len(self._answer.pieces)
-            self._timer = asyncio.get_running_loop().call_later(pause, self._whole)
-        elif self._delay == 0 and not self._answer.quirks.split and all(stop is None for stop in stops):
-            self._head()
-            self._end([*self._events, *self._closing])
-        else:
-            self._head()
-            self._step()
-
-    def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._gate is not None:
-            self._gate.cancel()
-
-    def _whole(self) -> None:
-        reply = self._answer.reply
-        if reply.drop_after is not None:
-            self._connection.cut()
-        elif reply.hang_after is None:
-            self._connection._json(200, self._answer.whole(), reply.headers)
-
-    def _step(self) -> None:
-        """Write the next event, or what happens in its place. The event that gives the role always goes out."""
-        reply = self._answer.reply
-        given = self._at - 1
-        if reply.gate is not None and given >= reply.gate_after and not reply.gate.is_set():
-            self._gate = asyncio.get_running_loop().create_task(self._wait(reply.gate))
-            return
-        if _due(reply.hang_after, given):
-            return
-        if _due(reply.drop_after, given):
-            self._connection.cut()
-            return
-        if _due(reply.error_after, given):
-            self._end([self._answer.error_event()])
-            return
-        if self._at == len(self._events):
-            self._end(self._closing)
-            return
-        self._write([self._events[self._at]])
-        self._at += 1
-        loop = asyncio.get_running_loop()
-        pause = self._delay if self._at > 1 else 0.0
-        self._timer = loop.call_later(pause, self._step) if pause else loop.call_soon(self._step)
-
-    async def _wait(self, gate: asyncio.Event) -> None:
-        await gate.wait()
-        self._gate = None
-        self._step()
-
-    def _end(self, events: list[bytes]) -> None:
-        self._write(events, last=True)
-        self._connection.finished()
-
-    def _head(self) -> None:
-        self._connection.write(head(200, "text/event-stream", {**_CHUNKED, **self._answer.reply.headers}))
-
-    def _write(self, events: list[bytes], *, last: bool = False) -> None:
-        """Each event goes out as an HTTP chunk of its own, as servers do it."""
-        size = self._answer.quirks.split
-        if size:
-            whole = b"".join(events)
-            events = [whole[i : i + size] for i in range(0, len(whole), size)]
-        framed = [b"%x\r\n%b\r\n" % (len(event), event) for event in events]
-        if size:
-            for piece in framed:
-                self._connection.write(piece)
-            framed.clear()
-        if last:
-            framed.append(b"0\r\n\r\n")
-        self._connection.write(b"".join(framed))
-
-
-def _due(after: int | None, given: int) -> bool:
-    return after is not None and given >= after
-
-
-_CHUNKED = {"transfer-encoding": "chunked", "cache-control": "no-cache"}
-
-
-def head(status: int, kind: str, headers: dict[str, str]) -> bytes:
-    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Status")), b"content-type: " + kind.encode()]
-    lines += [f"{name}: {value}".encode("latin-1") for name, value in headers.items()]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def _models(names: tuple[str, ...]) -> bytes:

@@ -51,7 +51,7 @@ async def _apply(workspace: Workspace, operation: dict[str, Any], path: str) -> 
     if kind == "create_file":
         if await _exists(folder, path):
             raise PatchFailed(f"{path} is there already: use `update_file`, or delete it first.")
-        await workspace.write(path, _pieces(patched("", diff, create=True)))
+        await workspace.write(path, _pieces(await _patched("", diff, create=True)))
         return f"Created {path}."
     if kind != "update_file":
         raise PatchFailed("`operation.type` must be `create_file`, `update_file` or `delete_file`.")
@@ -60,8 +60,13 @@ async def _apply(workspace: Workspace, operation: dict[str, Any], path: str) -> 
         text = before.decode()
     except UnicodeDecodeError:
         raise PatchFailed(f"{path} is no text in UTF-8, so that it cannot be patched.") from None
-    await workspace.write(path, _pieces(patched(text, diff)))
+    await workspace.write(path, _pieces(await _patched(text, diff)))
     return f"Updated {path}."
+
+
+async def _patched(text: str, diff: str, *, create: bool = False) -> str:
+    """In a thread: a large file and a diff that fits nowhere take seconds. Raises PatchFailed."""
+    return await asyncio.to_thread(patched, text, diff, create=create)
 
 
 async def _exists(folder: Folder, path: str) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stateroom.journal.entries import Effect
+from stateroom.journal.hosted_items import caller_of
 from stateroom.settings import WorkspaceSettings
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
+from stateroom.workspaces.live.jobs import told_of
 from stateroom.workspaces.live.workspace import Workspace
 
 
@@ -29,7 +31,9 @@ class CodeInterpreterTool:
         cell = await workspace.run_code(
             call.item["code"], timeout=self._settings.command_seconds, output_bytes=self._settings.output_bytes
         )
-        logs = "\n".join([part for part in (cell.logs.rstrip("\n"), cell.error or "") if part])
+        # A program may throw away what it is told: it is the model that is to know.
+        ended = "" if caller_of(call.item) else told_of(workspace.take_ended())
+        logs = "\n".join([part for part in (ended, cell.logs.rstrip("\n"), cell.error or "") if part])
         if cell.timed_out and not cell.error:
             said = f"[it took longer than {self._settings.command_seconds:g} seconds and was ended]"
             logs = f"{logs}\n{said}" if logs else said

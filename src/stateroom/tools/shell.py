@@ -7,8 +7,10 @@ from functools import partial
 from typing import Any, Final
 
 from stateroom.journal.entries import Effect, Item
+from stateroom.journal.hosted_items import caller_of
 from stateroom.settings import WorkspaceSettings
 from stateroom.tools.tool import HostedFunction, Printed, ToolCall, ToolResult
+from stateroom.workspaces.live.jobs import told_of
 from stateroom.workspaces.live.shapes import ended_for
 from stateroom.workspaces.live.workspace import Executed, Workspace
 
@@ -47,10 +49,12 @@ class ShellTool:
         except ExceptionGroup as broken:  # where one cannot be carried out, none can
             raise broken.exceptions[0] from None
         done = [task.result() for task in tasks]
+        # A program may throw away what it is told: it is the model that is to know.
+        gone = "" if caller_of(call.item) else told_of(workspace.take_ended())
         item: Item = {
             "type": "shell_call_output",
             "call_id": call.item["call_id"],
-            "output": [_chunk(each) for each in done],
+            "output": [_chunk(each, "" if at else gone) for at, each in enumerate(done)],
         }
         if action.get("max_output_length") is not None:
             item["max_output_length"] = action["max_output_length"]
@@ -89,13 +93,15 @@ def _print(printed: Printed, position: int, stream: str, text: str) -> None:
     printed(position, text if stream == "stdout" else "", text if stream == "stderr" else "")
 
 
-def _chunk(done: Executed) -> dict[str, Any]:
+def _chunk(done: Executed, gone: str) -> dict[str, Any]:
     """What came of a command, as the item shows it; what the model should know besides is added to stderr."""
     notes = []
     if done.restarted:
         notes.append("[the environment was restarted: files are as they were, processes are gone]")
     if done.breach:
         notes.append(ended_for(done.breach))
+    if gone:
+        notes.append(gone)
     if done.background:
         notes.append("[still running: " + "; ".join(done.background) + "]")
     stderr = "\n".join([part for part in (done.stderr, *notes) if part])

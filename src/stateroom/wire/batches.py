@@ -49,6 +49,8 @@ class BatchLine(msgspec.Struct, frozen=True):
     """The one that it names; '' when it names none."""
     stored: bool = False
     """Whether what it makes is kept by the server, too."""
+    acts: bool = False
+    """Whether the server may do something for it that must not be done twice."""
     refusal: InvalidRequest | None = None
     """Why it cannot be answered in a batch, whatever the endpoint says."""
 
@@ -124,6 +126,8 @@ class _Refusal(msgspec.Struct):
     error: _Error | None = None
 
 
+_ACTING: Final = (b'"shell"', b'"code_interpreter"', b'"apply_patch"', b'"mcp"', b'"stateroom:')
+"""Words by which hosted tools are declared, wherever in a request."""
 _NEW: Final = msgspec.json.Decoder(NewBatch)
 _LINE: Final = msgspec.json.Decoder(_Line)
 _BODY: Final = msgspec.json.Decoder(_Body)
@@ -169,6 +173,7 @@ def read_line(line: bytes, endpoint: str, depth: int) -> BatchLine:
         body,
         asked.model if isinstance(asked.model, str) else "",
         _is_stored(asked, endpoint),
+        endpoint == "/v1/responses" and any(name in body for name in _ACTING),
         _refusal_of(asked),
     )
 

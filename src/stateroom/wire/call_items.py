@@ -18,8 +18,8 @@ def build_call_item(ref: ToolRef, call_id: str, arguments: str) -> Item:
         item["input"] = custom_input(arguments)
     else:
         item["arguments"] = arguments
-    if ref.namespace:
-        item["namespace"] = ref.namespace
+    if namespace := ref.namespace or (ref.name if ref.searched else ""):
+        item["namespace"] = namespace
     if ref.is_async:
         item["async"] = True
     return item

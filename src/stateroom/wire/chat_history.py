@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from stateroom.journal.entries import ContextItem, Item
+from stateroom.journal.hosted_items import told_name
 from stateroom.wire.chat_parts import (
     arguments_object,
     encode,
@@ -212,8 +213,7 @@ class ChatHistory:
     def _add_call(self, item: Item, item_id: str, arguments: str) -> None:
         namespace, name = item.get("namespace"), str(item.get("name") or "tool")
         call_id = str(item.get("call_id") or item_id)
-        flat = f"{namespace}__{name}" if namespace else name
-        self._call(call_id, flat, arguments, item.get("extra"))
+        self._call(call_id, told_name(name, namespace), arguments, item.get("extra"))
 
     def _call(self, call_id: str, name: str, arguments: str, extra: Any = None) -> None:
         if self._turn.results:

@@ -156,8 +156,9 @@ def container_object(
     memory_limit: str,
     domains: Sequence[str] | None,
     interpreter: tuple[str, Mapping[str, str]],
+    jobs: tuple[Sequence[str], Sequence[str]],
 ) -> dict[str, Any]:
-    """A container; times are in milliseconds. `domains` None: it has no network."""
+    """A container; times are in milliseconds. `domains` None: it has no network. `jobs`: that run, that ended."""
     network: dict[str, Any] = {"type": "disabled"}
     if domains is not None:
         network = {"type": "allowlist", "allowed_domains": list(domains)}
@@ -172,6 +173,11 @@ def container_object(
         "name": name,
         "network_policy": network,
         "interpreter": {"state": interpreter[0], "lost": dict(interpreter[1])},
+        "jobs": [
+            {"command": command, "status": status}
+            for status, commands in zip(("running", "ended"), jobs, strict=True)
+            for command in commands
+        ],
     }
 
 
@@ -221,6 +227,7 @@ def commit_object(
     left_out: int,
     interpreter: str,
     lost: Mapping[str, str],
+    jobs: Sequence[str],
 ) -> dict[str, Any]:
     """A commit; the time is in milliseconds."""
     return {
@@ -236,6 +243,7 @@ def commit_object(
         "new_bytes": new_bytes,
         "left_out": left_out,
         "interpreter": {"variables": interpreter, "lost": dict(lost)},
+        "jobs": list(jobs),
     }
 
 
@@ -250,6 +258,34 @@ def diff_object(
         "to": commit,
         "changes": changes,
         "truncated": truncated,
+    }
+
+
+def decision_object(
+    *,
+    id: str,
+    container_id: str,
+    domain: str,
+    port: int,
+    verdict: str,
+    reason: str,
+    count: int,
+    first_at: int,
+    last_at: int,
+) -> dict[str, Any]:
+    """Whether a container could reach something; times are in milliseconds. Without a domain it was not to be read."""
+    is_known = domain != "-"
+    return {
+        "id": id,
+        "object": "container.egress_decision",
+        "container_id": container_id,
+        "domain": domain if is_known else None,
+        "port": port if is_known else None,
+        "verdict": verdict,
+        "reason": reason,
+        "count": count,
+        "first_at": first_at // 1000,
+        "last_at": last_at // 1000,
     }
 
 

@@ -111,7 +111,8 @@ def refuse_value(message: str, base: str, shape: Any) -> NoReturn:
     if code == "invalid_value" and (choices := _choices(shape, _STEP.findall(inner))):
         text = f"it must be one of {', '.join(map(repr, sorted(choices)))}"
     where = f"'{path}'" if path else "the request body"
-    raise InvalidRequest(f"Invalid value for {where}: {text}.", code=code, param=path or None) from None
+    wrong = "key in" if " - at `key` in `" in message else "value in" if "[...]" in inner else "value for"
+    raise InvalidRequest(f"Invalid {wrong} {where}: {text}.", code=code, param=path or None) from None
 
 
 def join(base: str, path: str) -> str:
@@ -155,7 +156,8 @@ def _explain(problem: str) -> tuple[str, str]:
         code = {"object": "object_below_min_properties" if low else "object_above_max_properties"}.get(
             kind, f"{kind}_below_min_length" if low else f"{kind}_above_max_length"
         )
-        return code, f"its length must be {'at least' if low else 'at most'} {match.group(3)}"
+        bound = f"{'at least' if low else 'at most'} {match.group(3)}"
+        return code, f"it must have {bound} entries" if kind == "object" else f"its length must be {bound}"
     if match := _PATTERN.match(problem):
         pattern = match.group(1).replace("\\\\A", "^").replace("\\\\Z", "$")
         return "invalid_value", f"it must match {pattern}"

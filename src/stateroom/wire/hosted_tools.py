@@ -234,10 +234,12 @@ def _code_item(call_id: str, arguments: str, hosted: bool, container: str) -> It
 
 
 def _search_item(call_id: str, arguments: str, hosted: bool, container: str) -> Item:
-    asked = _read(arguments, _Search)
     item: Item = {"type": "tool_search_call", "call_id": call_id}
-    if not hosted:
+    if not hosted:  # its parameters are the client's own
         item["execution"] = "client"
+        said = _read(arguments, dict[str, Any])
+        return {**item, "arguments": said} if said is not None else {**item, "arguments": {}, "malformed": arguments}
+    asked = _read(arguments, _Search)
     if asked is None:
         return {**item, "arguments": {}, "malformed": arguments}
     given = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}

@@ -14,7 +14,7 @@ of an item that came from there; for `compacted`: what a compaction item stands 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 import msgspec
 
@@ -47,7 +47,7 @@ _NO_BOUNDS: Final = Bounds()
 class _Image(msgspec.Struct):
     image_url: str | None = None
     file_id: str | None = None
-    detail: str | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class _File(msgspec.Struct):

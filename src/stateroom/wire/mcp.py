@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import msgspec
 
@@ -134,7 +134,8 @@ class McpServer(msgspec.Struct, frozen=True):
                 found |= {value, value.split(" ")[-1]}
         if self.url:
             parts = urlsplit(self.url)
-            found |= {pair.partition("=")[2] for pair in parts.query.split("&")}
+            values = {pair.partition("=")[2] for pair in parts.query.split("&")}
+            found |= values | {unquote_plus(value) for value in values}
             segments = parts.path.split("/")
             found |= {each for each in segments if len(each) >= _SURELY_SECRET and any(map(str.isdigit, each))}
         return tuple(sorted((secret for secret in found if len(secret) >= _MASKED_FROM), key=len, reverse=True))

@@ -106,10 +106,12 @@ def sane_schema(schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict):
         return dict(_ANYTHING)
     try:
+        if len(repr(schema)) > 2 * SCHEMA_BYTES:  # looking at all of it would take long
+            return dict(_ANYTHING)
         sane = _sane(schema, SCHEMA_DEPTH)
         if not isinstance(sane, dict) or len(msgspec.json.encode(sane)) > SCHEMA_BYTES:
             return dict(_ANYTHING)
-    except (_TooDeep, TypeError, ValueError, UnicodeError):
+    except (_TooDeep, RecursionError, TypeError, ValueError, UnicodeError):
         return dict(_ANYTHING)
     sane["type"] = "object"
     sane.setdefault("properties", {})

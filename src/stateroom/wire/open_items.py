@@ -125,6 +125,8 @@ class StreamedItem:
     def opening(self) -> dict[str, Any]:
         """The item as it is announced: whole in shape, in progress when deltas are to follow."""
         shown = unpack(self.item, self.id)
+        if self.kind == "mcp_call":
+            shown["arguments"] = ""  # deltas bring them: who adds those up must begin with nothing
         if _has_progress(self.kind):
             shown["status"] = "in_progress"
         return shown

@@ -43,6 +43,8 @@ class ToolRef(msgspec.Struct, frozen=True):
     """The model may call it."""
     programmatic: bool = False
     """Programs that the model writes may call it."""
+    searched: bool = False
+    """A search has found it. Of a tool without a namespace, calls then have its own name as theirs."""
 
 
 class Deferred(msgspec.Struct, frozen=True):

@@ -128,6 +128,9 @@ class _Programs(msgspec.Struct):
     pass
 
 
+_LEADS_AWAY: Final = frozenset(("server_url", "command", "connector_id", "tunnel_id"))
+"""Any of them says where an MCP server is."""
+
 SHAPES: Final[dict[str, type[Any]]] = {
     "function": _Function,
     "custom": _Custom,
@@ -204,7 +207,9 @@ class _Table:
         self.searches = "tool_search" in hosted and any(
             tool.get("type") == "tool_search" and tool.get("execution") != "client" for tool in tools
         )
-        """Whether deferred tools can be searched for, and need not be offered before."""
+        """Whether deferred tools can be searched for here."""
+        self.defers = self.searches or any(tool.get("type") == "tool_search" for tool in tools)
+        """Whether they can be found at all, here or by the client, and need not be offered before."""
         self.deferred: dict[tuple[str, str], Deferred] = {}
         self.environments: dict[str, Mapping[str, Any]] = {}
         self.places: dict[str, str] = {}
@@ -309,6 +314,8 @@ class _Table:
                 _refuse_brought("mcp", path)
             self._found.update((label, name) for name in tool.get("allowed_tools") or () if isinstance(name, str))
             return
+        if label == OWN_LABEL and not _LEADS_AWAY.intersection(tool):
+            return  # clients that answer approvals by server declare the one of those tools that have none
         if not label or label in self.servers or label == OWN_LABEL:
             raise InvalidRequest(
                 f"'{path}.server_label' must be a name that no other server of the request has.",
@@ -338,7 +345,7 @@ class _Table:
                 name: str = tool["name"]
                 told = mcp_function(label, tool)
                 function = Function(flat_name(name, label), told.description, told.parameters)
-                if server.defer_loading and self.searches and (label, name) not in self._found:
+                if server.defer_loading and self.defers and (label, name) not in self._found:
                     found = {"type": "mcp", "server_label": label, "allowed_tools": [name]}
                     self.deferred[label, name] = Deferred(function, found)
                 else:
@@ -381,12 +388,14 @@ class _Table:
             function = Function("", told, tool.get("parameters"), strict, tool.get("output_schema"))
         else:
             function = _as_function(tool)
-        if tool.get("defer_loading") and self.searches and not again:
+        if tool.get("defer_loading") and self.defers and not again:
             within = {"type": "namespace", "name": namespace, "description": about, "tools": [dict(tool)]}
             named = Function(flat_name(name, namespace), function.description, function.parameters)
             self.deferred[namespace, name] = Deferred(named, within if namespace else dict(tool))
             return
         self.deferred.pop((namespace, name), None)
+        if tool.get("defer_loading") and path.startswith("tool_search_output"):
+            ref = msgspec.structs.replace(ref, searched=True)
         self._add(ref, function, path, again=again)
 
     def _add(self, ref: ToolRef, function: Function, path: str, *, again: bool) -> None:

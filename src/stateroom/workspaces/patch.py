@@ -22,6 +22,8 @@ from stateroom.errors import InvalidRequest
 
 SEARCHED_MAX: Final = 2_000_000_000
 """Characters that the searches of one patch may read."""
+LINES_MAX: Final = 500_000
+"""Of the file: what is known of a line takes far more room than the line."""
 
 _FORMS: Final[tuple[Callable[[str], str], ...]] = (str, str.rstrip, str.strip)
 """How lines are made alike, in the order in which it is tried."""
@@ -56,6 +58,8 @@ def patched(text: str, diff: str, *, create: bool = False) -> str:
     newline = "\r\n" if "\r\n" in (text if "\n" in text and not create else diff) else "\n"
     if create:
         return newline.join(_created(lines))
+    if text.count("\n") > LINES_MAX:
+        raise PatchFailed(f"The file has more than {LINES_MAX} lines. Change it with a program.")
     source = _Source(text.replace("\r\n", "\n"))
     return newline.join(_apply(source.lines, _edits(source, lines)))
 

@@ -61,3 +61,35 @@ def test_what_allows_has_to_fit_every_part_and_what_denies_any() -> None:
 def test_an_expression_that_is_none_is_named_with_its_rule() -> None:
     with pytest.raises(ValueError, match="rule 2 of `policy`"):
         Policy((PolicyRule("allow"), PolicyRule("deny", arguments="(")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"repo":"production"}',
+        '{"repo": "production"}',
+        '{"repo" :\n"production"}',
+        '{"repo":"\\u0070roduction"}',
+        '{"r\\u0065po":"production"}',
+        '{"repo":"test","repo":"production"}',
+    ],
+)
+def test_however_json_is_written_what_it_means_is_looked_at(arguments: str) -> None:
+    asks = Policy((PolicyRule("ask", tool="mcp.git.*", arguments='"repo": ?"production"'),))
+    allows = Policy((PolicyRule("allow", arguments='"repo": ?"test"'), PolicyRule("deny")))
+    parts = parts_of({**MCP, "arguments": arguments})
+    assert asks.decide("p", "mcp.git.push", parts).decision == "ask"
+    assert allows.decide("p", "mcp.git.push", parts).decision == "deny"
+    assert allows.decide("p", "mcp.git.push", parts_of({**MCP, "arguments": '{"repo": "test"}'})).decision == "allow"
+
+
+@pytest.mark.parametrize("path", ["keys/a", "./keys/a", "/workspace/keys/a", "/mnt/data//keys/./a", ".//keys/a"])
+def test_however_a_path_is_written_what_it_leads_to_is_looked_at(path: str) -> None:
+    policy = Policy((PolicyRule("deny", arguments="^keys/"),))
+    assert policy.decide("p", "apply_patch", parts_of({**PATCH, "operation": {"path": path}})).decision == "deny"
+
+
+def test_what_a_deletion_has_no_use_for_does_not_allow_it() -> None:
+    policy = Policy((PolicyRule("allow", arguments="^src/"), PolicyRule("deny")))
+    operation = {"type": "delete_file", "path": "deploy.sh", "diff": "src/"}
+    assert policy.decide("p", "apply_patch", parts_of({**PATCH, "operation": operation})).decision == "deny"

@@ -232,7 +232,14 @@ def test_a_fork_prints_the_new_id_alone_so_that_it_can_be_piped(run) -> None:
     with serving(Reply(CONVERSATION)) as script:
         outcome = run("responses", "fork", "resp_1", "--url", script.url)
     assert outcome.out == "conv_1\n"
-    assert "stateroom chat --conversation conv_1" in outcome.err
+    assert f"stateroom chat --conversation conv_1 --url {script.url}" in outcome.err
+
+
+def test_a_server_that_commands_ask_by_themselves_is_not_named_again(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(Reply(CONVERSATION)) as script:
+        monkeypatch.setenv("STATEROOM_URL", script.url)
+        outcome = run("responses", "fork", "resp_1")
+    assert outcome.err.endswith("stateroom chat --conversation conv_1\n")
 
 
 MODELS = Reply({"object": "list", "data": [{"id": "tiny"}]})

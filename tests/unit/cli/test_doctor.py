@@ -9,6 +9,7 @@ import pytest
 
 from stateroom.cli.configuration import load
 from stateroom.cli.examine import Finding, examinations
+from tests.acceptance.modelhost import ModelHost
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -32,6 +33,18 @@ def test_a_backend_whose_url_has_no_version_is_told_so(url: str, tmp_path: Path)
     finding = examine("backend 1", tmp_path, backends=[url])
     assert finding.state == "failed"
     assert finding.remedy == "Is its base URL perhaps http://127.0.0.1:9/v1?"
+
+
+def test_a_default_model_that_no_backend_serves_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "stateroom.toml"
+    with ModelHost() as host:
+        for name, state in (("scripted", "ok"), ("missing", "failed")):
+            file.write_text(f'default_model = "{name}"\n[[backends]]\nurl = "{host.url}"\n')
+            monkeypatch.chdir(tmp_path)
+            finding = examine("default model", tmp_path / "data")
+            assert finding.state == state, finding
+    assert finding.detail == "no backend serves missing"
+    assert "scripted" in finding.remedy
 
 
 def test_every_setting_that_was_given_is_listed_with_its_place(tmp_path: Path) -> None:

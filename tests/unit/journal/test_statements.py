@@ -72,6 +72,8 @@ def zeros(query: str) -> list[int]:
         "open_records",
         "expired_records",
         "record_places",
+        "notes_before",
+        "notes_after",
         "record_keys",
         "unerased_records",
     ],

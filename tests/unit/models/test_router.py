@@ -114,7 +114,7 @@ async def test_no_name_is_refused_while_a_backend_was_never_heard() -> None:
 
 
 async def test_a_default_that_nobody_serves_is_named() -> None:
-    with pytest.raises(NotFound, match="missing-default"):
+    with pytest.raises(NotFound, match="'x' does not exist here, nor does 'missing-default', which `default_model`"):
         (await refreshed(Listing("one", "a"), default_model="missing-default")).resolve("x")
     with pytest.raises(BackendUnavailable):
         (await refreshed(Listing("one", "a"), down("two"), default_model="missing-default")).resolve("x")

@@ -647,7 +647,9 @@ async def test_batches_are_listed_by_age() -> None:
 @pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled"])
 async def test_whoever_asked_is_told_of_the_end(status: str) -> None:
     scene = Scene()
-    await scene.webhooks.create(P, name="n", url="https://127.0.0.1:1/x", event_types=[f"batch.{status}"], key="whe_1")
+    await scene.webhooks.endpoints.create(
+        P, name="n", url="https://127.0.0.1:1/x", event_types=[f"batch.{status}"], key="whe_1"
+    )
     scene.clerk.says["a"] = [Answer(200, "r", b"{}") if status == "completed" else error(503, retry_after=999)]
     batch_id = await scene.create(b"{" if status == "failed" else lines(["a"]))
     if status == "cancelled":

@@ -59,6 +59,15 @@ async def test_a_model_that_never_makes_the_demanded_call_has_failed_the_run() -
     assert len(stage.backend.asked) <= 3
 
 
+async def test_a_model_that_calls_what_nobody_declared_is_said_to_have_done_that() -> None:
+    stage = Stage(calls("zzz"), calls("zzz"), calls("zzz"))
+    run = await stage.ask(tools=TOOLS)
+    assert run.failure is not None
+    assert run.failure.code == "tool_choice_not_honoured"
+    assert "'zzz'" in run.failure.message
+    assert "`tool_choice`" not in run.failure.message
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_call_that_may_not_be_made_is_answered_by_text_the_second_time(stream: bool) -> None:
     stage = Stage(calls("b"), says("fine, no call"))

@@ -242,28 +242,12 @@ async def test_variables_come_back_after_a_fork_and_a_restart(tmp_path: Path) ->
         assert "41" in (await workspace.run_code("print(x)", timeout=20, output_bytes=1000)).logs
 
 
-async def test_what_a_run_made_can_be_told(app: Application) -> None:
-    chain = Chain(app)
-    await chain.run("echo a > a; echo b > b")
-    before = chain.base
-    await chain.run("echo c > c; echo more >> a; rm b; mkdir d")
-    assert before is not None
-    assert chain.base is not None
-    made = await app.run_containers.generated(PROJECT, chain.container_id, before.commit, chain.base.commit)
-    assert [(each["path"], each["filename"], each["bytes"]) for each in made] == [
-        ("/mnt/data/a", "a", 7),
-        ("/mnt/data/c", "c", 2),
-    ]
-    files = ContainerFiles(app.containers, app.files, app.blobs)
-    assert (await files.get(PROJECT, chain.container_id, made[1]["file_id"])).path == "c"
-
-
 async def test_a_sandbox_that_dies_is_started_anew_and_the_next_command_says_so(app: Application) -> None:
     made = await app.containers.create(PROJECT, NewContainer("dies"))
     workspace = await app.containers.workspace(made)
     await do(workspace, "echo kept > a")
-    assert workspace._sandbox is not None
-    await workspace._sandbox.stop()
+    assert workspace._processes.sandbox is not None
+    await workspace._processes.sandbox.stop()
     done = await workspace.execute("cat a", timeout=20, output_bytes=1000)
     assert (done.stdout, done.restarted) == ("kept\n", True)
     assert not (await workspace.execute("true", timeout=20, output_bytes=1000)).restarted

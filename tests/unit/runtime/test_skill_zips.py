@@ -47,8 +47,8 @@ def test_what_is_kept_is_the_same_whatever_way_it_came() -> None:
     folder = pack(members_of_folder(sent, listed, BOUNDS), out)
     ways = [zip_of(), zip_of(folder=""), zip_of(folder="other_folder/", method=zipfile.ZIP_STORED)]
     kept = [packed_of(way) for way in ways]
-    # A zip made here says that nothing can be executed; a folder says nothing, and `#!` does.
-    assert {data for _, data in kept} == {kept[0][1]}
+    # Neither a zip made here nor a folder says what can be executed; `#!` does.
+    assert {data for _, data in kept} == {out.getvalue()}
     assert [packed for packed, _ in kept] == [folder] * 3
     assert (folder.manifest.name, folder.files, folder.bytes) == ("geometry", 3, sum(map(len, FILES.values())))
     assert files_of(kept[0][1]) == {f"geometry/{path}": content for path, content in FILES.items()}
@@ -258,6 +258,7 @@ def test_scripts_can_be_executed_and_nothing_can_be_written(tmp_path: Path) -> N
         Entry(b"geometry/run", b"binary", mode=0o100755),
         Entry(b"geometry/plain", b"#!/bin/sh", mode=0o100644),
         Entry(b"geometry/of_windows", b"#!/bin/sh", made_by=20, attributes=0),
+        Entry(b"geometry/of_python", b"#!/bin/sh", mode=0o600),
         Entry(b"geometry/sub/", mode=stat.S_IFDIR | 0o777),
         Entry(b"geometry/sub/deep", b"x", mode=0o104777),
     ]
@@ -266,8 +267,8 @@ def test_scripts_can_be_executed_and_nothing_can_be_written(tmp_path: Path) -> N
     _, kept = packed_of(raw_zip(entries))
     assert extract(io.BytesIO(kept), folder) >= len(MANIFEST)
     modes = {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*")}
-    expected = {"run": 0o555, "plain": 0o444, "of_windows": 0o555, "SKILL.md": 0o444, "sub": 0o555, "sub/deep": 0o555}
-    assert modes == expected
+    expected = {"run": 0o555, "of_windows": 0o555, "of_python": 0o555, "sub": 0o555, "sub/deep": 0o555}
+    assert modes == {**expected, "plain": 0o444, "SKILL.md": 0o444}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o555
     for each in (folder, folder / "sub"):
         each.chmod(0o755)

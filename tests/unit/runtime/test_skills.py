@@ -330,7 +330,7 @@ async def test_a_folder_is_made_once_and_cannot_be_written(data: Path) -> None:
     first, second = await asyncio.gather(scene.folder(digest), scene.folder(digest))
     assert first == second
     made = (first / "area.py").stat()
-    assert stat.S_IMODE(made.st_mode) == 0o444
+    assert stat.S_IMODE(made.st_mode) == 0o555
     assert await scene.folder(digest) == first
     assert (first / "area.py").stat().st_ino == made.st_ino
     assert [path.name for path in first.parent.iterdir()] == [digest]

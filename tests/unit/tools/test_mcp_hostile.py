@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -315,6 +316,61 @@ async def test_tools_that_lie_in_their_schemas_are_cut_down_to_what_can_be_used(
         assert len(msgspec.json.encode(tool)) < 100_000
     assert tools["odd"].description == ""
     assert tools["away"].input_schema["properties"] == {"a": {}}
+
+
+async def test_a_server_that_shows_its_secret_in_its_tools_shows_it_to_nobody() -> None:
+    secret = "tok/en-0123456789"
+    told = {"type": "object", "properties": {secret: {"default": f"Bearer {secret}", "enum": [secret, "x"]}}}
+    tools = [
+        {"name": "one", "description": secret, "inputSchema": told, "annotations": {"title": secret}},
+        {"name": secret.replace("/", "_"), "inputSchema": told},
+        {"name": secret, "inputSchema": told},
+    ]
+    with answering(listing(*tools)) as (url, _):
+        server = at(f"{url}?key=tok%2Fen-0123456789", authorization=secret, transport="streamable_http")
+        async with calling() as servers:
+            found = await servers.list_tools(server, project="p")
+    assert [tool.name for tool in found] == ["one", secret.replace("/", "_")]
+    assert secret not in str(found)
+    assert found[0].input_schema["properties"]["<redacted>"]["default"] == "Bearer <redacted>"
+
+
+@pytest.mark.parametrize(
+    ("tools", "bound"),
+    [
+        ([{"name": f"t{at}", "inputSchema": {}} for at in range(60_000)], "mcp.tools"),
+        ([1] * 500_000, "mcp.tools"),
+        (
+            [
+                {"name": f"t{at}", "inputSchema": {"properties": {str(key): {} for key in range(2_000)}}}
+                for at in range(200)
+            ],
+            "mcp.schemas_bytes",
+        ),
+    ],
+    ids=["many", "many that are none", "large"],
+)
+async def test_a_giant_list_holds_nobody_up(tools: list[Any], bound: str) -> None:
+    body = msgspec.json.encode({"jsonrpc": "2.0", "id": 0, "result": {"tools": tools}})
+
+    def answer(request: dict[str, Any]) -> Response:
+        return Response(body.replace(b'"id":0', b'"id":%d' % request["id"], 1), media_type="application/json")
+
+    turns, loop = [0.0], asyncio.get_running_loop()
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(loop.time())
+            await asyncio.sleep(0.001)
+
+    taking = asyncio.create_task(take_turns())
+    with answering({"tools/list": answer}) as (url, _):
+        async with calling() as servers:
+            with pytest.raises(McpFailed, match=bound):
+                await servers.list_tools(at(url, transport="streamable_http"), project="p")
+    turns.append(loop.time())
+    taking.cancel()
+    assert max(later - earlier for earlier, later in itertools.pairwise(turns[1:])) < 1.5
 
 
 async def test_pages_without_an_end_are_given_up() -> None:

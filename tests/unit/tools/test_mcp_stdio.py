@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
+import anyio
 import pytest
+from mcp.shared.message import SessionMessage
 
 from stateroom.errors import SandboxFailed
 from stateroom.testing.mcp_server import CALLS, TOOLS
 from stateroom.tools.mcp.attempt import McpFailed
 from stateroom.tools.mcp.seams import Place
+from stateroom.tools.mcp.stdio import _read_lines
 from stateroom.wire.mcp import McpServer, parse_mcp
 from stateroom.workspaces.channels.agent import Agent
 from stateroom.workspaces.drivers.unsafe import UnsafeDriver
@@ -151,3 +156,24 @@ async def test_a_server_runs_in_a_sandbox_and_is_spoken_to_through_its_agent(tmp
     assert absent.error is not None
     assert not absent.unknown
     assert cut_off.unknown
+
+
+async def test_a_flood_of_lines_holds_nobody_up() -> None:
+    class Flooding(LocalProcess):
+        def __init__(self) -> None:
+            pass
+
+        async def read(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
+            yield "stdout", b'{"no": "message"}\n' * 100_000
+
+    turns, loop = [], asyncio.get_running_loop()
+    send, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    reading = asyncio.create_task(_read_lines(Flooding(), send, bytearray(), 1_000))
+    while not reading.done():
+        turns.append(loop.time())
+        await asyncio.sleep(0)
+    turns.append(loop.time())
+    send.close()
+    receive.close()
+    assert max(later - earlier for earlier, later in itertools.pairwise(turns)) < 0.25
+    await reading

@@ -208,6 +208,11 @@ def test_streaming_background_and_padding_are_asked_for() -> None:
             "invalid_value",
             "text.format.name",
         ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f", "detail": "huge"}]}]},
+            "invalid_value",
+            "input[0].content[0].detail",
+        ),
         ({"conversation": {}}, "missing_required_parameter", "conversation.id"),
         ({"conversation": "c" * 257}, "string_above_max_length", "conversation"),
         ({"tools": {}}, "invalid_type", "tools"),
@@ -227,6 +232,21 @@ def test_a_refusal_says_what_would_be_right() -> None:
         create(input=[{"role": "robot", "content": ""}])
     with pytest.raises(InvalidRequest, match="expected a string or an array, got a number"):
         create(input=1.5)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"k" * 65: "x"}, "Invalid key in 'metadata': its length must be at most 64."),
+        ({"k": "x" * 513}, "Invalid value in 'metadata': its length must be at most 512."),
+        ({"k": 3}, "Invalid value in 'metadata': expected a string, got an integer."),
+        ({str(n): "" for n in range(17)}, "Invalid value for 'metadata': it must have at most 16 entries."),
+    ],
+)
+def test_what_is_wrong_with_a_map_is_told_of_its_keys_its_values_or_itself(metadata: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        create(metadata=metadata)
+    assert refused.value.message == says
 
 
 @pytest.mark.parametrize(

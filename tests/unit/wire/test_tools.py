@@ -164,6 +164,13 @@ def test_a_name_is_declared_once() -> None:
     assert refusal([FILES, FILES]) == ("duplicate_tool_name", "tools[1].tools[0].name")
 
 
+def test_the_name_of_this_server_stands_for_tools_that_have_none() -> None:
+    own = {"type": "mcp", "server_label": "stateroom", "require_approval": "always"}
+    assert tool_set([own, WEATHER], hosted={"mcp": CLOCK}) == tool_set([WEATHER], hosted={"mcp": CLOCK})
+    away = {**own, "server_url": "https://example.com/mcp"}
+    assert refusal([away], hosted={"mcp": CLOCK}) == ("duplicate_server_label", "tools[0].server_label")
+
+
 def test_items_add_tools_and_replace_earlier_ones_in_place() -> None:
     added = {"type": "additional_tools", "tools": [{**WEATHER, "description": "Better."}, FILES]}
     found = {"type": "tool_search_output", "tools": [{"type": "function", "name": "late"}]}

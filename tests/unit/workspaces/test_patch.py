@@ -207,3 +207,9 @@ def test_hostile_patches_end_soon(text: str, diff: str) -> None:
     except PatchFailed as failure:
         assert len(failure.message) < 10_000  # noqa: PT017  # either outcome will do, if only it comes soon
     assert time.process_time() - began < 20
+
+
+def test_a_file_of_more_lines_than_can_be_held_is_refused() -> None:
+    with pytest.raises(PatchFailed, match="more than 500000 lines"):
+        patched("\n" * 500_001, "@@\n-a\n+b\n")
+    assert patched("\n" * 499_998 + "a\n", "@@\n-a\n+b\n").endswith("\nb\n")

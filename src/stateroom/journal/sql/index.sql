@@ -291,6 +291,20 @@ SELECT b.name, s.place & 0xffffffff, s.says, s.entry < coalesce(
 FROM record_entries s JOIN branches b ON b.id = s.place >> 32
 WHERE s.project = ?1 AND s.key = ?2 AND s.says > 0 ORDER BY s.says, s.entry;
 
+-- name: notes_before
+-- What is noted of a living record between two marks, the latest first.
+SELECT s.entry, e.at, e.kind, e.body FROM record_entries s CROSS JOIN entries e ON e.id = s.entry
+WHERE s.project = ?1 AND s.key = ?2 AND s.says = 2 AND s.entry < ?3 AND s.entry > max(?4, coalesce(
+  (SELECT max(d.entry) FROM record_entries d WHERE d.project = ?1 AND d.key = ?2 AND d.says = 0), -1))
+ORDER BY s.entry DESC LIMIT ?5;
+
+-- name: notes_after
+-- What is noted of a living record between two marks, the earliest first.
+SELECT s.entry, e.at, e.kind, e.body FROM record_entries s CROSS JOIN entries e ON e.id = s.entry
+WHERE s.project = ?1 AND s.key = ?2 AND s.says = 2 AND s.entry < ?3 AND s.entry > max(?4, coalesce(
+  (SELECT max(d.entry) FROM record_entries d WHERE d.project = ?1 AND d.key = ?2 AND d.says = 0), -1))
+ORDER BY s.entry LIMIT ?5;
+
 -- name: unerased_records
 -- Records that were dropped, and of which something is still said from before.
 SELECT p.name, e.kind, e.body FROM record_entries d JOIN entries e ON e.id = d.entry

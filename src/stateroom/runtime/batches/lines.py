@@ -29,10 +29,12 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     usage: LineUsage = LineUsage()
 
 
-class Finished(msgspec.Struct, frozen=True):
+class Finished(msgspec.Struct, frozen=True, omit_defaults=True):
     """A note: requests that were answered since the note before."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...] = ()
+    begun: tuple[int, ...] = ()
+    """Others that were going to be asked: those of which nothing but this would tell that they must not be again."""
 
 
 class Splitter:

@@ -31,7 +31,10 @@ class BatchNotes:
         self._id = batch_id
         self.progress = Progress(0)
         """What is noted."""
+        self.begun: set[int] = set()
+        """Requests that an earlier process asked, whatever became of them, and that must not be asked again."""
         self._waiting: list[Outcome] = []
+        self._beginning: list[int] = []
         self._next: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -39,9 +42,12 @@ class BatchNotes:
         """Count what an earlier process noted."""
         progress = Progress(total)
         if total:
-            async with aclosing(self.read()) as outcomes:
-                async for outcome in outcomes:
-                    progress.add(outcome)
+            async with aclosing(self._parts.batches.each_note(self._project, self._id)) as notes:
+                async for note in notes:
+                    finished = _FINISHED.decode(note)
+                    self.begun.update(finished.begun)
+                    for outcome in finished.outcomes:
+                        progress.add(outcome)
         self.progress = progress
 
     async def read(self) -> AsyncGenerator[Outcome, None]:
@@ -66,9 +72,17 @@ class BatchNotes:
 
     async def add(self, outcome: Outcome) -> None:
         """Returns when it is durable. Raises StorageError, BatchGone."""
+        self._waiting.append(outcome)
+        await self._soon()
+
+    async def begin(self, number: int) -> None:
+        """Note that a request is going to be asked which must not be asked twice. Returns and raises as `add`."""
+        self._beginning.append(number)
+        await self._soon()
+
+    async def _soon(self) -> None:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
-        self._waiting.append(outcome)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
         await asyncio.shield(self._next)
@@ -82,8 +96,9 @@ class BatchNotes:
         while self._next is not None:
             waited, self._next = self._next, None
             outcomes, self._waiting = self._waiting, []
+            begun, self._beginning = self._beginning, []
             try:
-                await self._commit(outcomes)
+                await self._commit(outcomes, begun)
             except Exception as error:  # whatever it is, who waits for the commit has to hear of it
                 waited.set_exception(error)
                 waited.exception()  # they may have gone
@@ -91,7 +106,7 @@ class BatchNotes:
                 waited.set_result(None)
         self._task = None
 
-    async def _commit(self, outcomes: list[Outcome]) -> None:
+    async def _commit(self, outcomes: list[Outcome], begun: list[int]) -> None:
         with self._parts.held.hold() as hold:
             kept = []
             for outcome in outcomes:
@@ -102,7 +117,8 @@ class BatchNotes:
                 else:
                     kept.append(outcome)
             blobs = [outcome.blob for outcome in kept if outcome.blob]
-            if not await self._parts.batches.note(self._project, self._id, Finished(tuple(kept)), blobs=blobs):
+            note = Finished(tuple(kept), tuple(begun))
+            if not await self._parts.batches.note(self._project, self._id, note, blobs=blobs):
                 raise BatchGone(f"Batch with id '{self._id}' not found.")
         for outcome in outcomes:
             self.progress.add(outcome)

@@ -72,6 +72,8 @@ class Answer(msgspec.Struct, frozen=True):
     request_id: str
     body: bytes
     retry_after: float = 0.0
+    stands: bool = False
+    """It must not be asked again, whatever the status says."""
 
 
 class Answering(Protocol):

@@ -18,7 +18,7 @@ import msgspec
 
 from stateroom import ids
 from stateroom.blobs.store import BlobMissing
-from stateroom.errors import NotFound
+from stateroom.errors import NotFound, StateroomError
 from stateroom.journal.entries import Fact
 from stateroom.runtime.batches.files import BatchFile, BatchRequest, name_of, pieces_of, requests_left, write_files
 from stateroom.runtime.batches.lines import Examination, Outcome, Progress
@@ -43,6 +43,10 @@ LAST_SECONDS: Final = 600.0
 """How long requests on their way may take when the batch was cancelled or has expired."""
 _LOOK_SECONDS: Final = 30.0
 """How often it is looked whether the clock says that the batch has expired."""
+_CUT_OFF: Final = (
+    "The server stopped while it carried this request out. Nothing of it is stored (`store: false`), so that nobody "
+    "knows what its tools have done. It was not carried out again. Check before sending it again."
+)
 _FILE_GONE: Final = LineError("input_file_missing", "The input file was deleted or has expired.", param="input_file_id")
 
 
@@ -221,8 +225,12 @@ class BatchWork:
         """Have one request answered, and note the answer."""
         held, line = self.held, request.line
         if line.refusal is not None:
-            answer = Answer(line.refusal.status, ids.new_id("req"), msgspec.json.encode(line.refusal.body()))
+            answer = _refused(line.refusal)
+        elif request.number in self._notes.begun:
+            answer = _refused(StateroomError(_CUT_OFF, code="outcome_unknown"))
         else:
+            if line.acts and not line.stored:
+                await self._notes.begin(request.number)
             # The same name in every life of the server: a run that a crash cut off is found again by it.
             name = f"{held.id}.{request.number}" if line.stored else ""
             asked = Asked(held.project, held.state.key, held.state.endpoint, name, line.body)
@@ -241,6 +249,8 @@ class BatchWork:
 
     def _comes_again(self, request: BatchRequest, answer: Answer) -> bool:
         """Whether the request is to be asked again, and from when on."""
+        if answer.stands:
+            return False
         passing = answer.status in PASSING or (answer.status >= 400 and error_code(answer.body) in PASSING_CODES)
         if not passing:
             self._answered += 1
@@ -324,3 +334,8 @@ class BatchWork:
             for_output.kept = for_errors.kept = True
         parts.webhooks.sent(held.project, told)
         log.info("batch.%s batch_id=%s completed=%d failed=%d", status, held.id, count.completed, count.failed)
+
+
+def _refused(error: StateroomError) -> Answer:
+    """The answer to a request that is not carried out."""
+    return Answer(error.status, ids.new_id("req"), msgspec.json.encode(error.body()))

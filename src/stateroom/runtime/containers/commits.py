@@ -10,10 +10,12 @@ import msgspec
 
 from stateroom.errors import InvalidRequest
 from stateroom.journal.entries import Fact
+from stateroom.journal.store import MARK_MAX
 from stateroom.runtime.containers.containers import Containers, new_container_id
 from stateroom.runtime.containers.state import IDLE, RESTORED, CommitNote, Container
 from stateroom.runtime.records import Held
 from stateroom.workspaces.content.store import Change, ContentStore
+from stateroom.workspaces.live.jobs import bounded
 from stateroom.workspaces.live.workspaces import new_commit_id
 
 CHANGES_MAX: Final = 10_000
@@ -55,23 +57,23 @@ class ContainerCommits:
         self, project: str, container_id: str, *, after: str = "", before: str = "", limit: int, descending: bool
     ) -> list[CommitNote]:
         """By age, one more than `limit` when there are more. Raises NotFound, InvalidRequest on unknown cursors."""
-        held = await self._containers.get(project, container_id)
-        if not descending:
-            return await self._page_up(held, after, before, limit)
+        commits = self._containers.commits(await self._containers.get(project, container_id))
+        marks = [MARK_MAX if descending else -1, -1 if descending else MARK_MAX]
+        for place, (param, identifier) in enumerate((("after", after), ("before", before))):
+            if identifier:
+                named = await commits.find(identifier)
+                if named is None:
+                    message = f"`{param}`: no commit with id '{identifier[:256]}'."
+                    raise InvalidRequest(message, code="invalid_value", param=param)
+                marks[place] = named[0]
+        upper, lower = marks if descending else reversed(marks)
         found: list[CommitNote] = []
-        begun, ended = not after, False
-        async with aclosing(self._containers.commits(held)) as commits:
-            async for note in commits:
-                if before and note.id == before:
-                    ended = True
+        async with aclosing(commits.each(after=lower, before=upper, newest_first=descending)) as notes:
+            async for note in notes:
+                found.append(note)
+                if len(found) > limit:
                     break
-                if begun:
-                    found.append(note)
-                    if len(found) > limit and not before:
-                        break
-                begun = begun or note.id == after
-        _check_cursors(after, begun, before, ended)
-        return found[: limit + 1]
+        return found
 
     async def diff(
         self, project: str, container_id: str, commit_id: str, base_id: str = "", *, text: bool = False
@@ -117,9 +119,16 @@ class ContainerCommits:
                 held = await containers.keep(held, workspace, IDLE)
             now = containers.parts.records.now()
             head = held.state.head
-            parent = "" if head is None else head.id
+            parent, left = ("", ()) if head is None else (head.id, head.left)
             note = msgspec.structs.replace(
-                wanted, id=new_commit_id(), at=now, why=RESTORED, parent=parent, response="", new_bytes=0
+                wanted,
+                id=new_commit_id(),
+                at=now,
+                why=RESTORED,
+                parent=parent,
+                response="",
+                new_bytes=0,
+                left=bounded((*wanted.left, *left)),  # whoever goes on from either believes that its own run
             )
             await workspace.discard()
             await containers.point(held, note, also=also(note.id))
@@ -154,15 +163,6 @@ class ContainerCommits:
         )
         return await self._containers.make(project, new_id or new_container_id(), state, base=base, also=also)
 
-    async def _page_up(self, held: Held[Container], after: str, before: str, limit: int) -> list[CommitNote]:
-        async with aclosing(self._containers.commits(held)) as commits:
-            notes = [note async for note in commits][::-1]
-        ids = [note.id for note in notes]
-        _check_cursors(after, after in ids or not after, before, before in ids)
-        start = ids.index(after) + 1 if after else 0
-        end = ids.index(before) if before else len(notes)
-        return notes[start:end][: limit + 1]
-
 
 def _shown(each: Change) -> FileChange:
     entry = each.after or each.before
@@ -174,10 +174,3 @@ def _shown(each: Change) -> FileChange:
         None if each.before is None else each.before.size,
         None if each.after is None else each.after.size,
     )
-
-
-def _check_cursors(after: str, begun: bool, before: str, ended: bool) -> None:
-    for param, identifier, found in (("after", after, begun), ("before", before, ended)):
-        if identifier and not found:
-            message = f"`{param}`: no commit with id '{identifier[:256]}'."
-            raise InvalidRequest(message, code="invalid_value", param=param)

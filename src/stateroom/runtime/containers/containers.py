@@ -8,7 +8,7 @@ Nothing here knows HTTP, nor what a model's tool call looks like.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, Final
@@ -20,19 +20,20 @@ from stateroom import ids
 from stateroom.access.sealing import Sealer
 from stateroom.errors import InvalidRequest
 from stateroom.journal.entries import Fact
+from stateroom.runtime.containers.history import Commits
 from stateroom.runtime.containers.state import (
     COLLECTION,
     CREATED,
     UNSTORED_SECONDS,
     CommitNote,
     Container,
+    EgressNote,
     Head,
     Network,
     SealedSecret,
     commit_not_found,
     container_full,
     container_not_found,
-    read_note,
 )
 from stateroom.runtime.cursors import check_cursors
 from stateroom.runtime.files.files import File, Files
@@ -50,7 +51,7 @@ from stateroom.wire.containers import (
 from stateroom.workspaces.content.store import ContentStore
 from stateroom.workspaces.egress.policy import NetworkPolicy as Opened
 from stateroom.workspaces.egress.policy import Secret, make_policy
-from stateroom.workspaces.live.workspaces import Commit, Workspace, Workspaces, WorkspaceSpec
+from stateroom.workspaces.live.workspaces import Commit, Workspace, Workspaces, WorkspaceSpec, new_commit_id
 from stateroom.workspaces.workspace import Mount
 
 _PAGE: Final = 200
@@ -176,13 +177,20 @@ class Containers:
     def interpreter(self, held: Held[Container]) -> tuple[str, dict[str, str]]:
         """How much of the interpreter's variables is there for the next cell, and what is lost of them.
 
-        One that runs says so itself; else it is what the commit holds: `restored`, or `fresh` where that is nothing.
+        One that runs says so itself; else it is what the commit holds: all (`restored`), some (`partial`), or nothing.
         """
         running = self.parts.live.interpreter(held.id)
         if running is not None:
             return running
         head = held.state.head
-        return ("restored" if head is not None and head.interpreter else "fresh"), {}
+        if head is None or not head.interpreter:
+            return "fresh", {} if head is None else head.lost
+        return "partial" if head.lost else "restored", head.lost
+
+    def jobs(self, held: Held[Container]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Commands that left processes running: those whose still run, and those of whose end a model is to be told."""
+        known = self.parts.live.jobs(held.id)
+        return known if known is not None else ((), () if held.state.head is None else held.state.head.left)
 
     def minutes(self, state: Container) -> int:
         """How long its processes stay when nobody asks for them."""
@@ -241,14 +249,15 @@ class Containers:
         change: Change | None = None,
         also: Sequence[Fact] = (),
     ) -> Held[Container]:
-        """Commit what a workspace holds, and what `change` makes of the state. Raises NotFound, StorageError.
+        """Commit what a workspace holds, and what `change` makes of the state, with a note of where it wanted to go.
 
-        The caller has the container to itself (`changing`).
+        The caller has the container to itself (`changing`). Raises NotFound, StorageError.
         """
         commit = await workspace.commit()
-        if commit is None and change is None and not also:
+        decided = self.parts.live.decided.seal(held.id)
+        if commit is None and change is None and not also and not decided:
             return held
-        facts = list(also)
+        facts = [*also, self.held.noted(held.id, EgressNote(decided))] if decided else list(also)
         note: CommitNote | None = None
         if commit is not None:
             note = self._note(commit, held.state.head, why, response)
@@ -262,9 +271,28 @@ class Containers:
         updated = await self.held.update(held.project, held.id, changed, expires_at=expires_at, also=facts)
         if updated is None:
             raise container_not_found(held.id)
+        self.parts.live.decided.written(held.id, decided)
         if commit is not None:
             await workspace.kept(commit)
         return updated
+
+    async def sign(self, held: Held[Container], workspace: Workspace, why: str, response: str) -> Held[Container]:
+        """Note that a run leaves a container as it stands, when what was kept last is no run's: an upload's, say.
+
+        Without it nobody could tell that from what was there before the run. The caller has the container to itself.
+        """
+        head = held.state.head
+        found = None if head is None else await self.commits(held).find(head.id)
+        if head is None or found is None or found[1].response:
+            return held
+        now, on_disk = self.parts.records.now(), workspace.has_folder
+        note = msgspec.structs.replace(
+            found[1], id=new_commit_id(), at=now, why=why, parent=head.id, response=response, new_bytes=0
+        )
+        await self.point(held, note)
+        if on_disk:
+            await workspace.kept(_commit_of(head_of(note)))
+        return await self.get(held.project, held.id)
 
     async def point(self, held: Held[Container], note: CommitNote, *, also: Sequence[Fact] = ()) -> None:
         """Have a container stand at a commit whose content is there. The caller has the container to itself."""
@@ -284,21 +312,16 @@ class Containers:
             return self.parts.records.now() + UNSTORED_SECONDS * 1000
         return None
 
-    async def commits(self, held: Held[Container]) -> AsyncGenerator[CommitNote, None]:
-        """Its commits, newest first."""
-        async with aclosing(self.held.each_note(held.project, held.id, newest_first=True)) as notes:
-            async for raw in notes:
-                note = read_note(raw)
-                if isinstance(note, CommitNote):
-                    yield note
+    def commits(self, held: Held[Container]) -> Commits:
+        """What was committed of it."""
+        return Commits(self.held, held)
 
     async def commit(self, held: Held[Container], commit_id: str, param: str = "commit") -> CommitNote:
         """One of them. Raises NotFound."""
-        async with aclosing(self.commits(held)) as commits:
-            async for note in commits:
-                if note.id == commit_id:
-                    return note
-        raise commit_not_found(commit_id, param)
+        found = await self.commits(held).find(commit_id)
+        if found is None:
+            raise commit_not_found(commit_id, param)
+        return found[1]
 
     async def new_state(self, project: str, name: str, declared: DeclaredContainer, param: str) -> Container:
         """The state of a container that is declared so. Raises RequestError."""
@@ -389,16 +412,17 @@ class Containers:
             bytes=commit.bytes,
             new_bytes=commit.new_bytes,
             left_out=commit.left_out,
+            left=commit.left,
         )
 
 
 def head_of(note: CommitNote) -> Head:
     """The same as a container's state has it."""
-    return Head(note.id, note.tree, note.interpreter, note.files, note.bytes)
+    return Head(note.id, note.tree, note.interpreter, note.files, note.bytes, note.left, note.lost)
 
 
 def _commit_of(head: Head) -> Commit:
-    return Commit(head.id, head.tree, head.interpreter, head.files, head.bytes)
+    return Commit(head.id, head.tree, head.interpreter, head.files, head.bytes, lost=head.lost, left=head.left)
 
 
 def new_container_id() -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from stateroom.journal.store import Index
-from stateroom.runtime.containers.state import COLLECTION, CommitNote, Container, read_note
+from stateroom.runtime.containers.named import NamedContent
+from stateroom.runtime.containers.state import COLLECTION, Container
 from stateroom.runtime.records import Collection, Held, Records
 from stateroom.workspaces.content.store import ContentStore
 from stateroom.workspaces.live.folder import LiveFolder
@@ -35,27 +36,15 @@ async def each_container(collection: Collection[Container], project: str) -> Asy
                 break
 
 
-async def named_by(collection: Collection[Container], held: Held[Container]) -> set[str]:
-    """The digests that a container and its commits name."""
-    named: set[str] = set()
-    if held.state.head is not None:
-        named.update((held.state.head.tree, held.state.head.interpreter))
-    async with aclosing(collection.each_note(held.project, held.id)) as notes:
-        async for raw in notes:
-            note = read_note(raw)
-            if isinstance(note, CommitNote):
-                named.update((note.tree, note.interpreter))
-    return named - {""}
-
-
 async def drop_unnamed(records: Records, index: Index, content: ContentStore) -> int:
     """Delete what no container names, at once; bytes freed. For a data directory that no server works on."""
     collection = records.collection(COLLECTION, Container)
+    names = NamedContent(collection, remembered_bytes=0)
     named: set[str] = set()
     for project in await index.projects():
         async with aclosing(each_container(collection, project)) as containers:
             async for held in containers:
-                named |= await named_by(collection, held)
+                named.update((await names.of(held)).digests(held))
     return await content.collect(named, float("inf"))
 
 

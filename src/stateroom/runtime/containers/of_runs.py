@@ -16,21 +16,19 @@ from typing import Any, Final
 import msgspec
 
 from stateroom import ids
-from stateroom.errors import InvalidRequest, NotFound
+from stateroom.errors import InvalidRequest, NotFound, WorkspaceError
 from stateroom.journal.entries import WorkspaceAt
 from stateroom.runtime.containers.containers import Containers
-from stateroom.runtime.containers.state import RUN, UNSTORED_SECONDS, CommitNote, Container, Network
+from stateroom.runtime.containers.state import COLLECTION, RUN, UNSTORED_SECONDS, CommitNote, Container, Network
 from stateroom.runtime.files.files import File
 from stateroom.runtime.records import Held, RecordExists
 from stateroom.runtime.skills.mounting import MountedSkill, blobs_of, remembered_skills
-from stateroom.wire.containers import DeclaredContainer, container_file_id, shown_path
+from stateroom.wire.containers import DeclaredContainer
 from stateroom.wire.decoding import validate
 from stateroom.workspaces.live.workspaces import Workspace
 
 log = logging.getLogger("stateroom.containers")
 
-GENERATED_MAX: Final = 1_000
-"""Files that a run is said to have made."""
 _FITTED_MAX: Final = 1_024
 _AUTO: Final = ("auto", "container_auto")
 
@@ -73,8 +71,9 @@ class RunContainers:
         if base is not None:
             with suppress(NotFound):
                 held = await self._containers.get(project, base.container)
-                # One run at a time is under way on a branch; those on forks of it may be at the same time.
-                is_ours = base.auto and (not branch or held.state.chain in ("", branch))
+                # One run at a time is under way on a branch; those on forks of it, and on chains that are not stored,
+                # may be at the same time.
+                is_ours = base.auto and (not branch or held.state.chain == branch)
                 if is_ours and await self._continues(held, base.commit):
                     return held.id
         return _own_id(key)
@@ -100,7 +99,7 @@ class RunContainers:
         if held is None or not held.state.made_for or held.state.head is None:
             return None
         parsed = ids.parse_item_id(item_id)
-        async with aclosing(self._containers.commits(held)) as commits:
+        async with aclosing(self._containers.commits(held).each()) as commits:
             async for note in commits:
                 if parsed is None or (note.response and note.response <= f"resp_{parsed[0]}"):
                     return WorkspaceAt(held.id, note.id)
@@ -122,7 +121,8 @@ class RunContainers:
         asked = None if _named(declared, "container") is not None else _auto(declared, "container")
         held = await self._containers.held.get(project, container_id)
         if held is None:
-            if asked is None or container_id != _own_id(key):
+            is_own = asked is not None and container_id == _own_id(key)
+            if asked is None or not is_own or await self._parts.records.existed(project, COLLECTION, container_id):
                 raise (await self._missing(project, container_id))
             held = await self._make(project, container_id, key, asked, base)
         elif asked is not None:
@@ -142,46 +142,24 @@ class RunContainers:
                     continue
                 try:
                     workspace = await self._containers.workspace(held)
+                    before = held.state.head
                     held = await self._containers.keep(held, workspace, RUN, response=run_id)
+                    if held.state.head == before:
+                        held = await self._containers.sign(held, workspace, RUN, run_id)
                 except NotFound:
                     continue
+                except (WorkspaceError, InvalidRequest) as error:  # what was answered counts for more than its files
+                    log.warning("containers.not_kept container=%s run=%s code=%s", container_id, run_id, error.code)
             head = held.state.head
             left.append(WorkspaceAt(held.id, "" if head is None else head.id, auto=bool(held.state.made_for)))
         return left
-
-    async def generated(
-        self, project: str, container_id: str, before_commit: str, after_commit: str
-    ) -> list[dict[str, Any]]:
-        """The files that one commit has beyond another, new ones and changed ones; '' is a container with nothing."""
-        if not after_commit or before_commit == after_commit:
-            return []
-        held = await self._containers.held.get(project, container_id)
-        if held is None:
-            return []
-        try:
-            after = await self._containers.commit(held, after_commit)
-            before = await self._containers.commit(held, before_commit) if before_commit else None
-        except NotFound:
-            return []
-        base = "" if before is None else before.tree
-        found = await self._parts.content.diff(base, after.tree, limit=GENERATED_MAX)
-        return [
-            {
-                "file_id": container_file_id(container_id, change.path),
-                "path": shown_path(change.path),
-                "filename": shown_path(change.path).rpartition("/")[2],
-                "bytes": change.after.size,
-            }
-            for change in found
-            if change.after is not None and change.after.kind == "file"
-        ]
 
     async def _continues(self, held: Held[Container], commit_id: str) -> bool:
         """Whether no other run has moved the container on since this commit; '' is its beginning."""
         head = held.state.head
         if ("" if head is None else head.id) == commit_id:
             return True
-        async with aclosing(self._containers.commits(held)) as commits:
+        async with aclosing(self._containers.commits(held).each()) as commits:
             async for note in commits:
                 if note.id == commit_id:
                     return True

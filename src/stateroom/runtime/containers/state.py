@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from stateroom.errors import InvalidRequest, NotFound
+from stateroom.workspaces.egress.decisions import Decision
 
 COLLECTION: Final = "container"
 
@@ -53,6 +54,10 @@ class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """Digest of the variables of its interpreter; '': there were none, or they could not be kept."""
     files: int = 0
     bytes: int = 0
+    left: tuple[str, ...] = ()
+    """Commands that had left processes running; where nobody was told of their end, ended ones, too."""
+    lost: dict[str, str] = {}
+    """Variables that could not be kept, by name, with their types."""
 
 
 class Container(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -102,6 +107,8 @@ class CommitNote(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kin
     new_bytes: int = 0
     left_out: int = 0
     """Files that are not in it: beyond the bounds of a workspace, or pipes, sockets and the like."""
+    left: tuple[str, ...] = ()
+    """As in `Head`."""
 
 
 class ExecNote(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="exec"):
@@ -117,7 +124,13 @@ class ExecNote(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind"
     timed_out: bool = False
 
 
-Note = CommitNote | ExecNote
+class EgressNote(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind", tag="egress"):
+    """Where its processes wanted to go since the last one, and whether they could; oldest first."""
+
+    decisions: tuple[Decision, ...]
+
+
+Note = CommitNote | ExecNote | EgressNote
 _NOTE: Final = msgspec.json.Decoder(Note)
 
 

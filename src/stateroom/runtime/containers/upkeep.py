@@ -1,7 +1,10 @@
 """What goes on beside everything else: idle processes end, containers go that nobody needs, content that nothing names.
 
-It gives way to everything: after each piece of work it rests. What it has done is in the journal and in the content
-store; it may be killed anywhere, and begins anew.
+It gives way to everything: after each piece of work it rests four times as long. What it has done is in the journal and
+in the content store; it may be killed anywhere, and begins anew.
+
+Content is swept at a fixed pace. What erases responses only has the containers of chains looked at, once for all that
+was erased in the meantime.
 """
 
 from __future__ import annotations
@@ -9,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final, NamedTuple
 
 from stateroom.clock import Clock
 from stateroom.errors import NotFound, StateroomError
 from stateroom.journal.store import Index, Journal
 from stateroom.runtime.containers.containers import Containers
-from stateroom.runtime.containers.leaving import each_container, named_by
+from stateroom.runtime.containers.egress import KEPT_MAX as DECISIONS_MAX
+from stateroom.runtime.containers.egress import ContainerEgress
+from stateroom.runtime.containers.leaving import each_container
+from stateroom.runtime.containers.named import Named, NamedContent
 from stateroom.runtime.containers.state import IDLE, CommitNote, Container, read_note
 from stateroom.runtime.records import Held
 from stateroom.settings import RetentionSettings
@@ -30,7 +36,15 @@ SWEEP_SECONDS: Final = 600.0
 """Between two looks for containers that are to go, and for content that nothing names."""
 UNNAMED_SECONDS: Final = 300.0
 """How long it may take from content that is written to the record that names it."""
+GATHER_SECONDS: Final = 1.0
+"""At least, between two looks for containers whose chain was erased."""
+REST_FACTOR: Final = 4.0
 REST_SECONDS: Final = 0.01
+REST_SECONDS_MAX: Final = 1.0
+WORK_SECONDS: Final = 0.002
+"""How long it works before it rests. Others wait for so long, and for the container that it is at."""
+_RECENT: Final = 8
+"""Commits, the latest, whose responses are looked for before the chain is."""
 _DAY: Final = 24 * 3_600 * 1000
 
 
@@ -55,11 +69,14 @@ class ContainerUpkeep:
     ) -> None:
         self._containers = containers
         self._parts = containers.parts
+        self._egress = ContainerEgress(containers)
         self._journal = journal
         self._index = index
         self._clock = clock
         self._of_project = of_project
+        self._names = NamedContent(containers.held)
         self._erased = asyncio.Event()
+        self._worked_since = 0.0
         self._parts.live.keep = self._keep_idle
 
     def erased(self) -> None:
@@ -69,17 +86,30 @@ class ContainerUpkeep:
     async def run(self) -> None:
         """Go on until cancelled."""
         swept_at = -SWEEP_SECONDS
+        may_look_at = 0.0
         await self._try("folders", self._adopt)
         while True:
             await self._try("idle", self.stop_idle)
-            if self._erased.is_set() or self._clock.monotonic() - swept_at >= SWEEP_SECONDS:
+            began = self._clock.monotonic()
+            if began - swept_at >= SWEEP_SECONDS:
+                swept_at = began
                 self._erased.clear()
-                swept_at = self._clock.monotonic()
                 await self._try("containers", self._sweep_and_tell)
-            try:
-                await asyncio.wait_for(self._erased.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                continue
+            elif self._erased.is_set() and began >= may_look_at:
+                self._erased.clear()
+                await self._try("chains", self._drop_orphans_and_tell)
+                took = self._clock.monotonic() - began
+                may_look_at = began + took + max(GATHER_SECONDS, REST_FACTOR * took)
+            await self._wait(may_look_at)
+
+    async def _wait(self, may_look_at: float) -> None:
+        """Until the next look for something is due."""
+        pause = may_look_at - self._clock.monotonic()
+        if pause > 0:
+            await self._clock.sleep(min(pause, LOOK_SECONDS))
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._erased.wait(), LOOK_SECONDS)
 
     async def start(self) -> None:
         """See to what an earlier process left. Comes before anything asks for a container."""
@@ -116,7 +146,9 @@ class ContainerUpkeep:
         """Look once through all containers, and then for content that none of them names. Raises StorageError."""
         gone = thinned = 0
         began = self._clock.now()
+        self._worked_since = self._clock.monotonic()
         named: set[str] = set()
+        there: set[tuple[str, str]] = set()
         for project in await self._index.projects():
             kept = self._of_project(project)
             async with aclosing(each_container(self._containers.held, project)) as containers:
@@ -124,9 +156,15 @@ class ContainerUpkeep:
                     if await self._is_over(held, kept):
                         gone += await self._drop(held)
                         continue
-                    thinned += await self._thin(held)
-                    named |= await named_by(self._containers.held, held)
-                    await self._clock.sleep(REST_SECONDS)
+                    there.add((project, held.id))
+                    known = await self._names.of(held)
+                    if less := await self._thin(held, known):
+                        self._names.forget(held)
+                        known = await self._names.of(held)
+                        thinned += less
+                    named.update(known.digests(held))
+                    await self._rest()
+        self._names.keep_only(there)
         # What was put shortly before the first container was looked at may not have been named by then.
         freed = await self._parts.content.collect(named, began - UNNAMED_SECONDS)
         await self._adopt()
@@ -134,6 +172,29 @@ class ContainerUpkeep:
         if self._parts.skills is not None:
             await self._parts.skills.let_go()
         return Swept(gone, thinned, freed)
+
+    async def drop_orphans(self) -> int:
+        """Look once for containers of whose chain nothing is left, and drop them; how many. Raises StorageError."""
+        gone = 0
+        self._worked_since = self._clock.monotonic()
+        for project in await self._index.projects():
+            async with aclosing(each_container(self._containers.held, project)) as containers:
+                async for held in containers:
+                    if held.state.chain and not await self._chain_lives(held):
+                        gone += await self._drop(held)
+                    await self._rest()
+        return gone
+
+    async def _rest(self) -> None:
+        """Between two pieces of work."""
+        took = self._clock.monotonic() - self._worked_since
+        if took >= WORK_SECONDS:
+            await self._clock.sleep(min(REST_FACTOR * took, REST_SECONDS_MAX))
+            self._worked_since = self._clock.monotonic()
+
+    async def _drop_orphans_and_tell(self) -> None:
+        if gone := await self.drop_orphans():
+            log.info("containers.swept containers=%d commits=0 bytes=0", gone)
 
     async def _sweep_and_tell(self) -> None:
         swept = await self.sweep()
@@ -165,10 +226,24 @@ class ContainerUpkeep:
 
         Whoever named the container in another response has made it that one's as well.
         """
-        async with aclosing(self._containers.commits(held)) as commits:
+        if await self._response_lives(held, most=_RECENT):
+            return True
+        return await self._branch_lives(held) or await self._response_lives(held)
+
+    async def _response_lives(self, held: Held[Container], most: int = 0) -> bool:
+        """Whether one of the responses is there that committed it, among the latest; 0: among all."""
+        seen = 0
+        async with aclosing(self._containers.commits(held).each()) as commits:
             async for note in commits:
                 if note.response and await self._index.run(held.project, note.response) is not None:
                     return True
+                seen += 1
+                if seen == most:
+                    break
+        return False
+
+    async def _branch_lives(self, held: Held[Container]) -> bool:
+        """Whether anything is left of the branch of the run that it was made for, or of a fork of that."""
         root = held.state.chain
         while (row := await self._journal.branch(held.project, root)) is not None and row.parent:
             root = row.parent
@@ -189,23 +264,19 @@ class ContainerUpkeep:
             return False
         return True
 
-    async def _thin(self, held: Held[Container]) -> int:
-        """Let go of the oldest commits beyond those that a container keeps. The one it stands at stays."""
+    async def _thin(self, held: Held[Container], known: Named) -> int:
+        """Let go of what is beyond what a container keeps; of how many commits."""
+        if known.decisions > DECISIONS_MAX and await self._egress.thin(held):
+            self._names.forget(held)
         most = self._parts.settings.commits
-        if not most:
+        if not most or known.commits <= most:
             return 0
-        seen = 0
-        last = ""
-        async with aclosing(self._containers.commits(held)) as commits:
-            async for note in commits:
-                seen += 1
-                if seen > most:
-                    last = note.id
-                    break
-        if not last:
-            return 0
+        return await self._erase_commits(held, most)
+
+    async def _erase_commits(self, held: Held[Container], most: int) -> int:
+        """Erase the oldest commits but for so many. The one it stands at stays."""
         newer: set[str] = set()
-        async with aclosing(self._containers.commits(held)) as commits:
+        async with aclosing(self._containers.commits(held).each()) as commits:
             async for note in commits:
                 if len(newer) == most:
                     break

@@ -268,7 +268,8 @@ def _check_spans(spans: list[tuple[int, int]]) -> None:
 
 def _file_of(entry: _Entry, path: str, start: int) -> ZipFile:
     mode = entry.attributes >> 16
-    executable = bool(mode & 0o111) if entry.unix and mode else None
+    # Python's zipfile writes 0600 for a content that is no file, which says nothing.
+    executable = bool(mode & 0o111) if entry.unix and mode & 0o777 not in (0, 0o600) else None
     return ZipFile(path, entry.size, entry.crc, executable, start, entry.packed, entry.method == _DEFLATED)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from stateroom.wire.mcp_tools import CONNECTION_CLOSED, http_error, protocol_error
+from stateroom.wire.mcp_tools import CONNECTION_CLOSED, PARSE_ERROR, http_error, protocol_error
 
 UNKNOWN = "Whether the call was carried out is not known; it is not made again."
 
@@ -31,6 +31,11 @@ class McpFailed(Exception):
     @property
     def message(self) -> str:
         return str(self.error["message"])
+
+
+def too_much(what: str) -> McpFailed:
+    """What a server has goes beyond a bound."""
+    return McpFailed(protocol_error(PARSE_ERROR, f"The MCP server has {what}."))
 
 
 class Attempt:

@@ -37,11 +37,13 @@ async def open_session(
         if place is None:
             message = "This MCP server is a command, and there is no workspace to run it in."
             raise McpFailed(protocol_error(CONNECTION_CLOSED, message))
-        session = Session(lambda opening: process_streams(server, place, opening, settings.response_bytes), version)
+        session = Session(
+            lambda opening: process_streams(server, place, opening, settings.response_bytes), version, settings
+        )
         await session.open(seconds)
         return session
     if server.transport != "sse":
-        session = Session(lambda _: _streamable(server, outbound, settings), version)
+        session = Session(lambda _: _streamable(server, outbound, settings), version, settings)
         try:
             await session.open(seconds)
         except McpFailed as failure:
@@ -56,7 +58,7 @@ async def _open_older(
     server: McpServer, outbound: Outbound, settings: McpSettings, version: str, first: McpFailed | None
 ) -> Session:
     """Over HTTP with SSE. `first` is what came of the newer transport, told if this one is no better."""
-    session = Session(lambda _: _sse(server, outbound, settings), version)
+    session = Session(lambda _: _sse(server, outbound, settings), version, settings)
     try:
         await session.open(settings.connect_seconds)
     except McpFailed:

@@ -44,6 +44,15 @@ def masked(text: str, secrets: Sequence[str]) -> str:
     return text
 
 
+def masked_within(value: Any, secrets: Sequence[str]) -> Any:
+    """The same for whatever JSON says."""
+    if isinstance(value, str):
+        return masked(value, secrets)
+    if isinstance(value, Mapping):
+        return {masked_within(key, secrets): masked_within(held, secrets) for key, held in value.items()}
+    return [masked_within(held, secrets) for held in value] if isinstance(value, list | tuple) else value
+
+
 def shortened(text: str, limit: int) -> str:
     """A text of so many bytes at most, without its middle."""
     raw = text.encode(errors="replace")

@@ -19,15 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from stateroom.settings import McpSettings
-from stateroom.tools.mcp.attempt import UNKNOWN, McpFailed
+from stateroom.tools.mcp.attempt import UNKNOWN, McpFailed, too_much
 from stateroom.tools.mcp.connections import Connections
-from stateroom.tools.mcp.results import McpResult, masked, read_result
+from stateroom.tools.mcp.results import McpResult, masked, masked_within, read_result
 from stateroom.tools.mcp.seams import Outbound, Place, Progress
 from stateroom.wire.mcp import McpServer
 from stateroom.wire.mcp_tools import (
     CONNECTION_CLOSED,
     INVALID_PARAMS,
-    PARSE_ERROR,
     REQUEST_TIMED_OUT,
     McpTool,
     protocol_error,
@@ -72,7 +71,17 @@ class McpServers:
         except McpFailed as failure:
             raise McpFailed(self._told(server, failure, is_read=True)) from None
         secrets = server.secrets()
-        return [msgspec.structs.replace(tool, description=masked(tool.description, secrets)) for tool in tools]
+        # A name cannot be another one, or the server would not know it: a tool that has a secret for it is left out.
+        named = [tool for tool in tools if masked(tool.name, secrets) == tool.name]
+        return [
+            msgspec.structs.replace(
+                tool,
+                description=masked(tool.description, secrets),
+                input_schema=masked_within(tool.input_schema, secrets),
+                annotations=masked_within(tool.annotations, secrets),
+            )
+            for tool in named
+        ]
 
     async def call(
         self,
@@ -161,24 +170,20 @@ class McpServers:
                 found.setdefault(tool.name, tool)
                 size += len(msgspec.json.encode(tool))
             if len(found) > settings.tools:
-                raise _too_much(f"more than {settings.tools} tools (`mcp.tools`)")
+                raise too_much(f"more than {settings.tools} tools (`mcp.tools`)")
             if size > settings.schemas_bytes:
-                raise _too_much(f"tools of more than {settings.schemas_bytes} bytes (`mcp.schemas_bytes`)")
+                raise too_much(f"tools of more than {settings.schemas_bytes} bytes (`mcp.schemas_bytes`)")
             if not cursor:
                 return list(found.values())
             if cursor in seen:
                 break
             seen.add(cursor)
-        raise _too_much("a list of tools that does not end")
+        raise too_much("a list of tools that does not end")
 
     def _told(self, server: McpServer, failure: McpFailed, *, is_read: bool) -> dict[str, Any]:
         """A failure as it may be kept and shown."""
         message = failure.message.replace(UNKNOWN, "").strip() if is_read else failure.message
         return {**failure.error, "message": masked(message, server.secrets())}
-
-
-def _too_much(what: str) -> McpFailed:
-    return McpFailed(protocol_error(PARSE_ERROR, f"The MCP server has {what}."))
 
 
 def _arguments(text: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ Others ask over it from their own tasks, many at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,8 @@ from mcp_types import methods
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 from pydantic import TypeAdapter, ValidationError
 
-from stateroom.tools.mcp.attempt import UNKNOWN, Attempt, McpFailed, current
+from stateroom.settings import McpSettings
+from stateroom.tools.mcp.attempt import UNKNOWN, Attempt, McpFailed, current, too_much
 from stateroom.tools.mcp.seams import Progress
 from stateroom.wire.mcp_tools import (
     CONNECTION_CLOSED,
@@ -40,6 +41,9 @@ _CLOSE_SECONDS: Final = 3.0
 _GIVE_UP_SECONDS: Final = 1.0
 """For telling a server that nobody waits for its answer any more."""
 _MESSAGE_MAX: Final = 4096
+_TOOLS_AT_ONCE: Final = 4
+_RAW_FACTOR: Final = 2
+"""As a server sends it, much is longer than what is kept of it."""
 _CLOSED: Final = "Connection closed"
 """What the SDK says of calls that were going on when their connection ended, at this end of it or the other."""
 _RESULT: Final[TypeAdapter[types.CallToolResult | types.InputRequiredResult]] = TypeAdapter(
@@ -50,8 +54,9 @@ _RESULT: Final[TypeAdapter[types.CallToolResult | types.InputRequiredResult]] = 
 class Session:
     """A connection. Open it before anything else."""
 
-    def __init__(self, streams: Callable[[Attempt], Streams], version: str) -> None:
+    def __init__(self, streams: Callable[[Attempt], Streams], version: str, settings: McpSettings) -> None:
         self._streams = streams
+        self._settings = settings
         self._client = types.Implementation(name="stateroom", version=version)
         self._opening = Attempt()
         self._ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
@@ -99,11 +104,12 @@ class Session:
         params = types.PaginatedRequestParams(cursor=cursor) if cursor else None
         listed = await self._ask(lambda session: session.list_tools(params=params), seconds)
         self._is_listed = True
-        tools = [
-            read_tool(tool.name, tool.description, tool.input_schema, _dumped(tool.annotations))
-            for tool in listed.tools
-        ]
-        return [tool for tool in tools if tool is not None], listed.next_cursor
+        tools: list[McpTool] = []
+        async for tool in _one_by_one(listed.tools):
+            read = read_tool(tool.name, tool.description, tool.input_schema, _dumped(tool.annotations))
+            if read is not None:
+                tools.append(read)
+        return tools, listed.next_cursor
 
     async def call(
         self, name: str, arguments: dict[str, Any], seconds: float, on_progress: Progress | None
@@ -141,6 +147,7 @@ class Session:
         async with AsyncExitStack() as stack:
             read, write = await stack.enter_async_context(self._streams(self._opening))
             said = _Dispatcher(read, write)
+            said.tools_max, said.bytes_max = self._settings.tools, self._settings.schemas_bytes
             session = await stack.enter_async_context(ClientSession(client_info=self._client, dispatcher=said))
             try:
                 await session.initialize()
@@ -220,13 +227,37 @@ class Session:
 class _Dispatcher(JSONRPCDispatcher[TransportContext]):
     """Lets one odd tool spoil itself alone: the SDK would refuse the whole list that it is in."""
 
+    tools_max = 0
+    bytes_max = 0
+
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None, **more: Any
     ) -> dict[str, Any]:
         told = await super().send_raw_request(method, params, opts, **more)
         if method == "tools/list" and isinstance(told.get("tools"), list):
-            told = {**told, "tools": [sane for tool in told["tools"] if (sane := _tolerable(tool)) is not None]}
+            told = {**told, "tools": await self._tolerable(told["tools"])}
         return told
+
+    async def _tolerable(self, tools: list[Any]) -> list[dict[str, Any]]:
+        """Bounded before anything else is done with it: a single answer can hold a million. Raises McpFailed."""
+        if len(tools) > self.tools_max:
+            raise too_much(f"more than {self.tools_max} tools (`mcp.tools`)")
+        size, found = 0, []
+        async for tool in _one_by_one(tools):
+            size += len(repr(tool))
+            if size > _RAW_FACTOR * self.bytes_max:
+                raise too_much(f"tools of more than {self.bytes_max} bytes (`mcp.schemas_bytes`)")
+            if (sane := _tolerable(tool)) is not None:
+                found.append(sane)
+        return found
+
+
+async def _one_by_one(tools: Sequence[T]) -> AsyncIterator[T]:
+    """Others have their turn in between: looking at a tool takes a while."""
+    for number, tool in enumerate(tools, 1):
+        yield tool
+        if not number % _TOOLS_AT_ONCE:
+            await asyncio.sleep(0)
 
 
 def _tolerable(tool: Any) -> dict[str, Any] | None:

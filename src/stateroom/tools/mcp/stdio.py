@@ -27,6 +27,7 @@ from stateroom.wire.mcp_tools import CONNECTION_CLOSED, PARSE_ERROR, protocol_er
 
 _LAST_WORDS: Final = 2048
 """Bytes of standard error that are told when it ends by itself."""
+_LINES_AT_ONCE: Final = 64
 _PATIENCE: Final = 2.0
 """Seconds in which a server may end when its input ends, and then when it is asked to."""
 
@@ -84,7 +85,9 @@ async def _read_lines(
             last_words[:] = (last_words + chunk)[-_LAST_WORDS:]
             continue
         *ends, rest = chunk.split(b"\n")
-        for end in ends:
+        for number, end in enumerate(ends, 1):
+            if not number % _LINES_AT_ONCE:
+                await asyncio.sleep(0)  # others have their turn
             line += end
             if len(line) > limit:
                 raise _TooLong

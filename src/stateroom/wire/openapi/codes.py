@@ -186,6 +186,7 @@ CODES: Final[dict[str, dict[str, str]]] = {
         "batch_not_found": "404",
         "invalid_file_purpose": "400",
         "batch_not_cancellable": "400",
+        "outcome_unknown": "500",
         "too_many_batches": "429",
         "invalid_json_line": "",
         "invalid_method": "",

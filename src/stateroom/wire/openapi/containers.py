@@ -54,6 +54,13 @@ class ContainerInterpreter(msgspec.Struct):
     lost: dict[str, str]
 
 
+class ContainerJob(msgspec.Struct):
+    """A command that left processes running. Of those that ended with their environment the next call is told, once."""
+
+    command: str
+    status: Literal["running", "ended"]
+
+
 class Container(msgspec.Struct):
     """Files, processes and an interpreter, apart from everything else."""
 
@@ -67,6 +74,7 @@ class Container(msgspec.Struct):
     name: str
     network_policy: ContainerNetwork
     interpreter: ContainerInterpreter
+    jobs: list[ContainerJob]
 
 
 class ContainerFile(msgspec.Struct):
@@ -101,6 +109,22 @@ class ContainerCommit(msgspec.Struct):
     new_bytes: int
     left_out: int
     interpreter: CommitInterpreter
+    jobs: list[str]
+
+
+class EgressDecision(msgspec.Struct):
+    """Whether a container could reach something. The same again, until the next commit, is counted."""
+
+    id: str
+    object: Literal["container.egress_decision"]
+    container_id: str
+    domain: str | None
+    port: int | None
+    verdict: Literal["allowed", "refused", "failed"]
+    reason: str
+    count: int
+    first_at: Time
+    last_at: Time
 
 
 def surface() -> Surface:
@@ -109,7 +133,7 @@ def surface() -> Surface:
         name="Containers",
         about="Workspaces with files, processes and an interpreter, which stay as they were between calls.",
         operations=(*_containers(), *_files(), *_history()),
-        shapes=(Container, ContainerFile, ContainerCommit),
+        shapes=(Container, ContainerFile, ContainerCommit, EgressDecision),
         schemas={
             "CreateContainer": body_of(
                 containers.NewContainer,
@@ -129,6 +153,7 @@ def surface() -> Surface:
             "ContainerFileList": page_of("ContainerFile"),
             "DeletedContainerFile": deleted("container.file.deleted"),
             "ContainerCommitList": page_of("ContainerCommit"),
+            "EgressDecisionList": page_of("EgressDecision"),
             "ContainerDiff": _diff(),
             "ContainerExecEvent": any_of(_output(), _done(), _failed()),
         },
@@ -301,6 +326,17 @@ def _history() -> tuple[Operation, ...]:
             query=(_RANGE, _COMMIT),
             media={"application/x-tar": dict(_BYTES)},
             errors=(404, 416),
+            scope="read",
+            extension=True,
+        ),
+        Operation(
+            place=f"{_CONTAINER}/egress",
+            name="listContainerEgress",
+            summary="List what the proxy of a container let through, and what not",
+            about="Domain and port, how it was decided, why and when; never a path, a query, a header or a body.",
+            query=PAGE,
+            answer=ref("EgressDecisionList"),
+            errors=(404,),
             scope="read",
             extension=True,
         ),

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from stateroom.errors import SandboxFailed
+from stateroom.errors import SandboxDied, SandboxFailed
 from stateroom.workspaces.channels.cell_output import CellOutput, Outcome, RestoreReport, SaveReport, named
 from stateroom.workspaces.channels.kernel import KernelChannel, Process
 from stateroom.workspaces.inside.kernel import frames
@@ -132,7 +132,7 @@ class Interpreter:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.cancelled():
-                raise SandboxFailed("The Python interpreter was stopped.") from None
+                raise SandboxDied("the Python interpreter was stopped") from None
             if self._kernel is not None:
                 self._kernel.hurry()
             raise

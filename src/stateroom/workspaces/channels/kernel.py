@@ -12,6 +12,8 @@ from stateroom.workspaces.inside.kernel import frames
 
 _SAID_BYTES = 4096
 _PIECE = 256 * 1024
+_AT_ONCE = 64
+"""Frames that are seen to before others have their turn."""
 
 
 class Process(Protocol):
@@ -46,6 +48,7 @@ class KernelChannel:
         self._pieces = process.read()
         self._reading: asyncio.Future[tuple[str, bytes]] | None = None
         self._parser = frames.Parser(frames.LIMITS)
+        self._at_once = 0
         self._owed: bytes | None = None
         self._hurry: asyncio.Future[None] | None = None
 
@@ -75,6 +78,10 @@ class KernelChannel:
                 self.is_broken = True
                 raise
             if frame is not None:
+                self._at_once += 1
+                if self._at_once >= _AT_ONCE:  # one piece can hold thousands
+                    self._at_once = 0
+                    await asyncio.sleep(0)
                 return frame
             if not await self._more(deadline, hurried):
                 return None

@@ -53,6 +53,7 @@ class Process:
         self._granted = WINDOW
         self._owed = 0
         self._allowed = allowed
+        self._gaps: set[Stream] = set()
         self._pieces: deque[tuple[Stream, bytearray | int]] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
@@ -175,9 +176,10 @@ class Process:
         raise ValueError("more gaps than output")
 
     def gap(self, stream: Stream, count: int) -> None:
-        """Raises ValueError."""
-        if self._allowed is None or count <= 0 or len(self._pieces) >= 2 * _PIECES:
+        """Raises ValueError. There is one in each stream at most: it is what lies between its two ends."""
+        if self._allowed is None or count <= 0 or stream in self._gaps:
             raise ValueError("a gap in what is to be complete")
+        self._gaps.add(stream)
         self._pieces.append((stream, count))
         self._news.set()
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import apsw
 
-from stateroom.errors import StorageError
+from stateroom.errors import NO_ROOM, StorageError, StorageFull
 from stateroom.workspaces.content.errors import TRANSLATED, ContentDamaged, ContentNewer
 
 Durability: TypeAlias = Literal["normal", "full"]
@@ -60,9 +60,13 @@ class ContentFile:
             try:
                 yield cursor
                 cursor.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
+                # A quota is no full disk to SQLite.
+                no_room = isinstance(error, apsw.IOError) and self._writer.system_errno in NO_ROOM
                 if self._writer.in_transaction:
                     cursor.execute("ROLLBACK")
+                if no_room:
+                    raise StorageFull() from error
                 raise
 
     @contextmanager

@@ -23,12 +23,7 @@ class Reader:
 
     def node(self, digest: bytes) -> Node:
         """One node of a tree. Raises ContentMissing, ContentDamaged."""
-        with self._file.read() as cursor:
-            found = rows(cursor, "SELECT size, packed, body FROM trees WHERE digest = ?", digest)
-        if not found:
-            raise _missing(digest)
-        size, packed, body = found[0]
-        return decode(self._codec.unpack(digest, size, packed, body, size_max=TREE_BYTES_MAX))
+        return decode(self._unpacked("SELECT size, packed, body FROM trees WHERE digest = ?", digest, TREE_BYTES_MAX))
 
     def directory(self, digest: bytes) -> list[Entry]:
         """All that is in a directory, in the order of the names."""
@@ -51,12 +46,8 @@ class Reader:
         return Summary(digest, *found[0]) if found else None
 
     def chunk(self, digest: bytes) -> bytes:
-        with self._file.read() as cursor:
-            found = rows(cursor, "SELECT size, packed, data FROM chunks WHERE digest = ?", digest)
-        if not found:
-            raise _missing(digest)
-        size, packed, data = found[0]
-        return self._codec.unpack(digest, size, packed, data, size_max=SMALL_MAX)
+        """Raises ContentMissing, ContentDamaged."""
+        return self._unpacked("SELECT size, packed, data FROM chunks WHERE digest = ?", digest, SMALL_MAX)
 
     def list(self, digest: bytes) -> tuple[int, bytes] | None:
         """Size and pages of a large content; None: it is a small one, or not there."""
@@ -123,6 +114,15 @@ class Reader:
                 return
             if piece := self.piece(piece_digest, offset, size)[max(0, first - offset) : end - offset]:
                 yield piece
+
+    def _unpacked(self, query: str, digest: bytes, size_max: int) -> bytes:
+        """The bytes of a row with size, packing and what was packed. Raises ContentMissing, ContentDamaged."""
+        with self._file.read() as cursor:
+            found = rows(cursor, query, digest)
+        if not found:
+            raise _missing(digest)
+        size, packed, data = found[0]
+        return self._codec.unpack(digest, size, packed, data, size_max=size_max)
 
 
 def _missing(digest: bytes) -> ContentMissing:

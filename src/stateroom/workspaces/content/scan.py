@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,7 +21,7 @@ from stateroom.workspaces.content.cut import SMALL_MAX, NoRoom, cut_file
 from stateroom.workspaces.content.errors import ContentDamaged, ContentMissing
 from stateroom.workspaces.content.intake import Intake
 from stateroom.workspaces.content.read import Reader
-from stateroom.workspaces.content.tree import DIRECTORY, FILE, LINK, Entry, Summary, encode
+from stateroom.workspaces.content.tree import DIRECTORY, FILE, LINK, Entry, Summary, encode, time_within
 from stateroom.workspaces.files.walk import DEPTH_MAX, OURS, Walk, text
 
 RACY_NANOSECONDS: Final = 20_000_000
@@ -50,6 +50,16 @@ class Seen:
         self.entries: dict[bytes, Entry] = {}
         self.below: dict[bytes, Seen] = {}
         self.summary: Summary | None = None
+
+
+class _At(NamedTuple):
+    """A directory that is being looked at."""
+
+    descriptor: int
+    above: tuple[bytes, ...]
+    """Its path."""
+    last: Seen | None
+    seen: Seen
 
 
 class StatCache:
@@ -84,13 +94,14 @@ class Scan:
     def directory(self, descriptor: int, last: Seen | None, above: tuple[bytes, ...]) -> Seen:
         """What an open directory is now; `last`: what it was."""
         seen = Seen()
+        at = _At(descriptor, above, last, seen)
         summaries: dict[bytes, Summary] = {}
         for name, status in self._list(descriptor):
             if self._names <= 0:
                 self._skip((*above, name), "the workspace has more files than it may have")
                 continue
             self._names -= 1
-            entry = self._entry(descriptor, name, status, last, seen, above)
+            entry = self._entry(at, name, status)
             if entry is not None:
                 seen.entries[name] = entry
                 if name in seen.below:
@@ -117,42 +128,27 @@ class Scan:
         found.sort()
         return found
 
-    def _entry(
-        self,
-        descriptor: int,
-        name: bytes,
-        status: os.stat_result,
-        last: Seen | None,
-        seen: Seen,
-        above: tuple[bytes, ...],
-    ) -> Entry | None:
+    def _entry(self, at: _At, name: bytes, status: os.stat_result) -> Entry | None:
         kind = stat.S_IFMT(status.st_mode)
         try:
             if kind == stat.S_IFREG:
-                return self._file(descriptor, name, status, last, seen, above)
+                return self._file(at, name, status)
             if kind == stat.S_IFDIR:
-                return self._below(descriptor, name, status, last, seen, above)
+                return self._below(at, name, status)
             if kind == stat.S_IFLNK:
-                return Entry(name, LINK, 0o777, 0, 0, os.readlink(name, dir_fd=descriptor))
+                return Entry(name, LINK, 0o777, 0, 0, os.readlink(name, dir_fd=at.descriptor))
         except (FileNotFoundError, NotADirectoryError):
             return None  # it is gone since, or something else
         except NoRoom:
-            self._skip((*above, name), f"with it the files would be larger than {self._bytes_max} bytes")
+            self._skip((*at.above, name), f"with it the files would be larger than {self._bytes_max} bytes")
         except OSError as error:
-            self._skip((*above, name), f"it cannot be read: {error.strerror}")
+            self._skip((*at.above, name), f"it cannot be read: {error.strerror}")
         else:
-            self._skip((*above, name), "it is a device, a pipe or a socket")
+            self._skip((*at.above, name), "it is a device, a pipe or a socket")
         return None
 
-    def _file(
-        self,
-        descriptor: int,
-        name: bytes,
-        status: os.stat_result,
-        last: Seen | None,
-        seen: Seen,
-        above: tuple[bytes, ...],
-    ) -> Entry:
+    def _file(self, at: _At, name: bytes, status: os.stat_result) -> Entry:
+        last, seen = at.last, at.seen
         key = key_of(status)
         before = None if last is None else last.entries.get(name)
         if before is not None and last is not None and last.keys.get(name) == key:
@@ -163,7 +159,7 @@ class Scan:
             return before
         if status.st_size > self._room:
             raise NoRoom
-        opened, status = self._walk.open_plain(descriptor, name, self._owner)
+        opened, status = self._walk.open_plain(at.descriptor, name, self._owner)
         try:
             self._intake.known = self._pieces_of(before)
             digest, size = cut_file(opened, status.st_size, self._room, self._intake)
@@ -174,7 +170,7 @@ class Scan:
         self._room -= size
         if key_of(status) == key_of(after) and after.st_ctime_ns < self._trusted_before:
             seen.keys[name] = key_of(after)
-        return Entry(name, FILE, after.st_mode & 0o777, after.st_mtime_ns, size, digest)
+        return Entry(name, FILE, after.st_mode & 0o777, time_within(after.st_mtime_ns), size, digest)
 
     def _pieces_of(self, before: Entry | None) -> set[bytes]:
         """The pieces that a large file had: they are held with the tree that has them."""
@@ -186,29 +182,21 @@ class Scan:
         except (ContentDamaged, ContentMissing):  # then every piece is put again
             return set()
 
-    def _below(
-        self,
-        descriptor: int,
-        name: bytes,
-        status: os.stat_result,
-        last: Seen | None,
-        seen: Seen,
-        above: tuple[bytes, ...],
-    ) -> Entry | None:
-        path = (*above, name)
+    def _below(self, at: _At, name: bytes, status: os.stat_result) -> Entry | None:
+        path = (*at.above, name)
         if len(path) > DEPTH_MAX:
             self._skip(path, f"it is more than {DEPTH_MAX} directories deep")
             return None
-        below = self._walk.enter(descriptor, name)
+        below = self._walk.enter(at.descriptor, name)
         try:
             if os.fstat(below).st_dev != os.fstat(self._walk.root).st_dev:
                 self._skip(path, "it is another file system")
                 return None
-            inner = self.directory(below, None if last is None else last.below.get(name), path)
+            inner = self.directory(below, None if at.last is None else at.last.below.get(name), path)
         finally:
             self._walk.leave(below)
         assert inner.summary is not None, "a directory that was scanned is complete"
-        seen.below[name] = inner
+        at.seen.below[name] = inner
         return Entry(name, DIRECTORY, status.st_mode & 0o777, 0, 0, inner.summary.digest)
 
     def _skip(self, names: tuple[bytes, ...], reason: str) -> None:

@@ -114,6 +114,11 @@ def summarise(entries: Sequence[Entry], below: dict[bytes, Summary]) -> tuple[in
     return height, min(files, _INT64 - 1), min(size, _INT64 - 1)
 
 
+def time_within(nanoseconds: int) -> int:
+    """The time of a file as a tree can hold it: file systems reach beyond, and anybody can set it so."""
+    return max(-_INT64 + 1, min(nanoseconds, _INT64 - 1))
+
+
 def decode(body: bytes) -> Node:
     """The node that these bytes are. Raises ContentDamaged for whatever `encode` would not have made."""
     try:

@@ -40,10 +40,6 @@ class Cgroups(msgspec.Struct, frozen=True):
         return "memory" in self.unified_controls or bool(self.memory)
 
     @property
-    def bounds_processes(self) -> bool:
-        return "pids" in self.unified_controls or bool(self.pids)
-
-    @property
     def directories(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.unified, self.memory, self.pids, self.freezer)))
 

@@ -7,16 +7,19 @@ the server runs. A driver that has worked is never left for a weaker one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from stateroom.errors import NoSandbox, SandboxFailed
 from stateroom.settings import WorkspaceSettings
+from stateroom.workspaces.layout import TRIALS
 from stateroom.workspaces.workspace import Caps, Driver, Report, Sandbox, SandboxSpec
 
 log = logging.getLogger("stateroom.workspaces")
@@ -31,9 +34,10 @@ _TRIAL_PROCESSES: Final = 16
 class Chosen:
     """A driver that becomes the first of several that can start a sandbox, when the first is asked for."""
 
-    def __init__(self, candidates: Sequence[Driver], *, last_resort: Driver | None = None) -> None:
-        """`last_resort`: what is used where none of them can."""
+    def __init__(self, candidates: Sequence[Driver], data: Path | str, *, last_resort: Driver | None = None) -> None:
+        """`data`: the server's data directory. `last_resort`: what is used where none of them can."""
         self._candidates = tuple(candidates)
+        self._trials = Path(data).absolute() / TRIALS
         self._last_resort = last_resort
         self._driver: Driver | None = None
         self._reason = ""
@@ -66,6 +70,7 @@ class Chosen:
         return await (await self.settled()).start(spec)
 
     async def sweep(self) -> int:
+        await asyncio.to_thread(shutil.rmtree, self._trials, ignore_errors=True)
         ended = 0
         for driver in (*self._candidates, *((self._last_resort,) if self._last_resort else ())):
             ended += await driver.sweep()
@@ -84,7 +89,7 @@ class Chosen:
         reasons: list[str] = []
         for driver in self._candidates:
             # A trial that somebody killed says nothing of the driver: it is given a second one.
-            why_not = await _tried(driver) and await _tried(driver)
+            why_not = await self._tried(driver) and await self._tried(driver)
             if not why_not:
                 if reasons:
                     log.warning("workspaces.fallback driver=%s because %s", driver.name, "; ".join(reasons))
@@ -98,26 +103,38 @@ class Chosen:
         self._failed_at = time.monotonic()
         return None
 
-
-async def _tried(driver: Driver) -> str:
-    """Why a driver cannot start a sandbox; empty: it can."""
-    with tempfile.TemporaryDirectory(prefix="stateroom-trial-") as folder:
-        files = Path(folder) / "files"
-        files.mkdir()
-        # A sandbox may run as another user, who has to pass through it.
-        os.chmod(folder, 0o711)  # noqa: PTH101, S103  # to pass, not to list
-        spec = SandboxSpec(
-            id=Path(folder).name,
-            files=str(files),
-            memory_bytes=_TRIAL_MEMORY_BYTES,
-            processes=_TRIAL_PROCESSES,
-            disk_bytes=_TRIAL_MEMORY_BYTES,
-        )
+    async def _tried(self, driver: Driver) -> str:
+        """Why a driver cannot start a sandbox; empty: it can. Tried where workspaces are, so that it says of them."""
         try:
-            await (await driver.start(spec)).stop()
+            with _trial(self._trials) as spec:
+                await (await driver.start(spec)).stop()
         except (NoSandbox, SandboxFailed) as error:
             return error.message
-    return ""
+        except OSError as error:
+            return f"no sandbox could be tried in {self._trials}: {error}"
+        return ""
+
+
+@contextlib.contextmanager
+def _trial(trials: Path) -> Iterator[SandboxSpec]:
+    """Raises OSError."""
+    trials.mkdir(mode=0o711, parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=trials) as folder:
+            files = Path(folder) / "files"
+            files.mkdir()
+            # A sandbox may run as another user, who has to pass through it.
+            os.chmod(folder, 0o711)  # noqa: PTH101, S103  # to pass, not to list
+            yield SandboxSpec(
+                id=f"trial-{Path(folder).name}",
+                files=str(files),
+                memory_bytes=_TRIAL_MEMORY_BYTES,
+                processes=_TRIAL_PROCESSES,
+                disk_bytes=_TRIAL_MEMORY_BYTES,
+            )
+    finally:
+        with contextlib.suppress(OSError):  # somebody else tries something there
+            trials.rmdir()
 
 
 def choose_driver(settings: WorkspaceSettings, data: Path | str) -> tuple[Driver | None, str]:
@@ -131,7 +148,7 @@ def choose_driver(settings: WorkspaceSettings, data: Path | str) -> tuple[Driver
         from stateroom.workspaces.drivers.unsafe import UnsafeDriver  # lazy: only where an operator insists
 
         last_resort = UnsafeDriver(data, python=settings.python)
-    return Chosen([make_driver(name, settings, data) for name in named], last_resort=last_resort), ""
+    return Chosen([make_driver(name, settings, data) for name in named], data, last_resort=last_resort), ""
 
 
 def make_driver(name: str, settings: WorkspaceSettings, data: Path | str) -> Driver:

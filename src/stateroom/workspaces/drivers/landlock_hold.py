@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import marshal
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,12 +22,12 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120  # pathlib: a third of the start
 
 import attributes  # type: ignore[import-not-found, unused-ignore]  # a program, not of a package
+import entering  # type: ignore[import-not-found, unused-ignore]  # as above
+from entering import LIBC, check  # type: ignore[import-not-found, unused-ignore]  # as above
 
-LIBC = ctypes.CDLL(None, use_errno=True)
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 24, 36, 38
-_NEW_MOUNTS, _BIND, _RECURSIVE, _PRIVATE = 0x2_0000, 0x1000, 0x4000, 0x4_0000
 _LISTEN, _PATIENT = 8, 32
 _LAST_CAPABILITY = 63
 _END_SECONDS = 8.0
@@ -42,6 +41,7 @@ _TCP, _SCOPES = 3, 3
 
 def main() -> None:
     plan_fd, life = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(life, False)
     with os.fdopen(plan_fd, "rb") as file:
         plan = marshal.loads(file.read())  # noqa: S302  # written by our own server a moment ago
     LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -73,18 +73,7 @@ def main() -> None:
 def enter(plan: dict[str, Any], holder: int, listener: socket.socket) -> None:
     """Give everything up, and become the agent. Raises OSError."""
     os.setsid()
-    for path in plan["groups"]:
-        with open(path, "w") as file:  # noqa: PTH123  # as above
-            file.write("0")
-    if plan["shown"]:
-        show(plan["stage"], plan["shown"])
-    for name, value in plan["limits"].items():
-        number = getattr(resource, "RLIMIT_" + name)
-        hardest = resource.getrlimit(number)[1]
-        if hardest != resource.RLIM_INFINITY:
-            value = min(value, hardest)
-        resource.setrlimit(number, (value, value))
-    os.umask(0o022)
+    entering.enter(plan)
     rules = make_rules(plan["rules"])
     drop(plan["uid"])
     LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -102,23 +91,6 @@ def enter(plan: dict[str, Any], holder: int, listener: socket.socket) -> None:
     os.dup2(0, 1)
     os.closerange(3, 4_096)
     os.execve(plan["argv"][0], plan["argv"], plan["env"])  # noqa: S606  # the point of all this
-
-
-def show(stage: str, shown: dict[str, str]) -> None:
-    """Put what is wanted where everyone may go, since the way to it may be closed to the sandbox's user."""
-    check(LIBC.unshare(_NEW_MOUNTS), "mount namespace")
-    check(LIBC.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None), "/")
-    fds = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in shown.values()}
-    check(LIBC.mount(b"tmpfs", stage.encode(), b"tmpfs", 0, b"mode=0755,size=1m"), stage)
-    for target, path in shown.items():
-        source = "/proc/self/fd/%d" % fds[path]  # noqa: UP031  # as in the agent
-        if os.path.isdir(source):  # noqa: PTH112  # as above
-            os.mkdir(target)  # noqa: PTH102  # as above
-        else:
-            os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
-        check(LIBC.mount(source.encode(), target.encode(), None, _BIND | _RECURSIVE, None), path)
-    for fd in fds.values():
-        os.close(fd)
 
 
 def make_rules(rules: list[tuple[str, str]]) -> int:
@@ -155,9 +127,7 @@ def drop(uid: int) -> None:
         return
     for number in range(_LAST_CAPABILITY + 1):
         LIBC.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    entering.become(uid)
 
 
 class _Program(ctypes.Structure):
@@ -175,12 +145,6 @@ def install(code: bytes, flags: int) -> int:
         result = LIBC.syscall(number, 1, flags, ctypes.byref(program))
     check(result, "system call filter")
     return int(result)
-
-
-def check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
 
 
 # Outside

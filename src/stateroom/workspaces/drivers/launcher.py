@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +23,10 @@ from stateroom.errors import SandboxFailed
 from stateroom.workspaces.drivers import processes, profile
 
 _LAUNCH: Final = str(Path(__file__).parent / "launch.py")
-_START_SECONDS: Final = 20.0
+START_SECONDS: Final = 20.0
 _SAID_BYTES: Final = 2_000
+_BEGUN: Final = b"."
+"""Told to who ends everything if the server dies during a start."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,18 +81,14 @@ class Started:
 def start_process(plan: Plan, options: Callable[[dict[str, int], int], list[str]], filter_: bytes) -> Started:
     """`options` gets the descriptors of our small files, and that of the filter. Raises SandboxFailed, OSError."""
     with contextlib.ExitStack() as stack:
-
-        def file(content: bytes) -> int:
-            fd = os.memfd_create("stateroom", os.MFD_CLOEXEC)
-            stack.callback(os.close, fd)
-            os.write(fd, content)
-            os.lseek(fd, 0, os.SEEK_SET)
-            return fd
-
+        file = partial(memory_file, stack)
         data = {path: file(content) for path, content in profile.FILES.items()}
         filter_fd, said = file(filter_), file(b"")
         news, tell = os.pipe2(os.O_CLOEXEC)
         stack.callback(os.close, news)
+        life, hold_on = os.pipe2(os.O_CLOEXEC)
+        stack.callback(os.close, life)
+        stack.callback(os.close, hold_on)
         words = options(data, filter_fd)
         arguments = file(b"".join(os.fsencode(word) + b"\0" for word in words))
         argv = [plan.program, "--info-fd", str(tell), "--args", str(arguments), "--", *plan.command]
@@ -99,11 +98,11 @@ def start_process(plan: Plan, options: Callable[[dict[str, int], int], list[str]
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: S603  # our own interpreter and program
-                    [sys.executable, "-I", "-S", _LAUNCH, str(plan_fd)],
+                    [sys.executable, "-I", "-S", _LAUNCH, str(plan_fd), str(life)],
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=said,
-                    pass_fds=[plan_fd, arguments, tell, filter_fd, *data.values()],
+                    pass_fds=[plan_fd, life, arguments, tell, filter_fd, *data.values()],
                     env={"LANG": "C.UTF-8"},
                     start_new_session=True,
                 )
@@ -112,6 +111,7 @@ def start_process(plan: Plan, options: Callable[[dict[str, int], int], list[str]
         try:
             started = Started(process, ours, _first_process(news, process, said))
             await_agent(started, said)
+            os.write(hold_on, _BEGUN)
             return started
         except BaseException:
             ours.close()
@@ -120,24 +120,33 @@ def start_process(plan: Plan, options: Callable[[dict[str, int], int], list[str]
             raise
 
 
+def memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
+    """To be read from its beginning, until the stack ends."""
+    fd = os.memfd_create("stateroom", os.MFD_CLOEXEC)
+    stack.callback(os.close, fd)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
 def await_agent(started: Started, said: int) -> None:
     """Until the agent says its first word, which stays where it is. Most of what goes wrong does so before that.
 
     Raises SandboxFailed.
     """
-    if select.select([started.channel], [], [], _START_SECONDS)[0]:
+    if select.select([started.channel], [], [], START_SECONDS)[0]:
         with contextlib.suppress(OSError):
             if started.channel.recv(1, socket.MSG_PEEK):
                 return
     started.kill()
-    started.wait(_START_SECONDS)
+    started.wait(START_SECONDS)
     started.close()
-    raise _failure(said)
+    raise failure(said)
 
 
 def _first_process(news: int, process: subprocess.Popen[bytes], said: int) -> int:
     """What bubblewrap says of it. Raises SandboxFailed."""
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     text = b""
     while time.monotonic() < deadline:
         if not select.select([news], [], [], deadline - time.monotonic())[0]:
@@ -150,9 +159,10 @@ def _first_process(news: int, process: subprocess.Popen[bytes], said: int) -> in
             return int(json.loads(text)["child-pid"])
     process.kill()
     process.wait()
-    raise _failure(said)
+    raise failure(said)
 
 
-def _failure(said: int) -> SandboxFailed:
-    reason = os.pread(said, _SAID_BYTES, 0).decode("utf-8", "replace").strip() or "bubblewrap said nothing"
+def failure(said: int) -> SandboxFailed:
+    """With what was written to this descriptor."""
+    reason = os.pread(said, _SAID_BYTES, 0).decode("utf-8", "replace").strip() or "its program said nothing"
     return SandboxFailed(f"the sandbox could not be started: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -14,7 +15,9 @@ from stateroom.errors import SandboxFailed
 
 _FREEZE_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.001
+_TABLES: Final = "VmPTE:"
 _STANDING: Final = "TtZX"
+_CAP_SYS_ADMIN: Final = 21
 
 
 def all_pids() -> list[int]:
@@ -45,6 +48,11 @@ def namespace_of(pid: int) -> str:
 def in_namespace(namespace: str) -> list[int]:
     """Processes in a namespace of process ids."""
     return [pid for pid in all_pids() if namespace_of(pid) == namespace] if namespace else []
+
+
+def tag_of(data: Path | str) -> str:
+    """By which the sandboxes of a data directory are known: a word of their command lines says `tag=` and this."""
+    return hashlib.sha256(os.path.realpath(data).encode()).hexdigest()[:16]
 
 
 def command_line(pid: int) -> list[bytes]:
@@ -100,20 +108,35 @@ def used_ticks(pid: int) -> int:
 
 
 def held_memory(pid: int) -> int:
-    """Bytes that only it accounts for, or that it shares with others by its own doing. 0 when it has ended."""
-    return sum(_fields(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:")))
+    """Bytes that only it accounts for, or that it shares with others by its own doing, and the tables that lead to
+    its pages, of which there can be many without a page. 0 when it has ended."""
+    return sum(_fields(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:", _TABLES)))
 
 
 def shared_out_memory(pid: int) -> int:
     """Like `held_memory`, with what several hold divided among them: dearer to ask."""
     fields = _fields(f"/proc/{pid}/smaps_rollup", ("Pss_Anon:", "Pss_Shmem:"))
-    return sum(fields) if fields else held_memory(pid)
+    return sum(fields + _fields(f"/proc/{pid}/status", (_TABLES,))) if fields else held_memory(pid)
+
+
+def descriptors_under_way(pid: int, socket: str) -> int:
+    """How many descriptors were sent through an open socket and not received yet. Raises OSError."""
+    rows = read_file(f"/proc/{pid}/fdinfo/{socket}").splitlines()
+    return next((int(row.split()[1]) for row in rows if row.startswith(b"scm_fds:")), 0)
 
 
 def send_signal(pid: int, number: int) -> None:
     """To a process that may have ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
+
+
+def may_mount() -> bool:
+    """Whether this very process may."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return False
 
 
 class Stopper:

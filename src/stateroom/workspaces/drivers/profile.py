@@ -20,7 +20,10 @@ EGRESS_PORT: Final = 3128
 USER: Final = 1000
 NAME: Final = "agent"
 HOME: Final = f"/home/{NAME}"
+OPEN_FILES: Final = 4_096
 
+_STAGES: Final = ("/mnt", "/media", "/srv", "/opt", "/home")
+"""Directories that may be covered for a sandbox; with the first, `/mnt/data` is where it should be."""
 _MIB: Final = 1024 * 1024
 _TOP: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC: Final = (
@@ -36,6 +39,17 @@ FILES: Final[Mapping[str, bytes]] = {
     "/etc/resolv.conf": b"",
 }
 """Small files of our own making."""
+
+
+def stage() -> str:
+    """A directory of this machine under which a sandbox is shown what it might not reach by its path."""
+    return next(place for place in _STAGES if Path(place).is_dir())
+
+
+def limits(spec: SandboxSpec) -> dict[str, int]:
+    """Of each process, but for how many there may be."""
+    # Memory below the bound of all together, so that a single one that asks for too much is told so and not killed.
+    return {"CORE": 0, "NOFILE": OPEN_FILES, "FSIZE": spec.disk_bytes, "DATA": spec.memory_bytes * 7 // 8}
 
 
 def sources(spec: SandboxSpec, runtime: Runtime, agent: str) -> list[str]:

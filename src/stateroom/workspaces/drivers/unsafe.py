@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import signal
 import socket
@@ -108,7 +107,7 @@ class UnsafeDriver:
     caps: Final = Caps(isolation="none", hides_processes=False, memory="rlimit", egress=False, own_paths=False)
 
     def __init__(self, data: Path | str, *, python: str = "") -> None:
-        self._tag = hashlib.sha256(os.path.realpath(data).encode()).hexdigest()[:16]
+        self._tag = processes.tag_of(data)
         self._python = python or sys.executable
 
     async def probe(self) -> Report:

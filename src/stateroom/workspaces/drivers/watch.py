@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import stat
 import time
 from typing import Final, Protocol
 
 from stateroom.workspaces.drivers import processes
+from stateroom.workspaces.drivers.disk import DiskUse, disk_use
+from stateroom.workspaces.drivers.kernel_memory import kernel_memory
 from stateroom.workspaces.workspace import SandboxSpec
 
 _BUSY_SECONDS: Final = 0.1
@@ -23,7 +24,6 @@ _CALM_SECONDS: Final = 2.0
 _SCAN_SHARE: Final = 20
 """Looking at the files of all sandboxes together may take a twentieth of a processor."""
 _THREADS: Final = 4
-_DEPTH: Final = 500
 _GROWTH_SHARE: Final = 8
 _NOTICED_BYTES: Final = 16 * 1024 * 1024
 
@@ -58,6 +58,8 @@ class _Looks:
         self.used = (0, 0)
         self.tolerated = (0, 0)
         """What it had when it was last stopped: less than that is no breach, so that files can be removed."""
+        self.clear: tuple[int, int] | None = None
+        """Room on the disk and bytes used, when it last held no file whose size nobody can tell."""
 
 
 class Watch:
@@ -113,9 +115,10 @@ class Watch:
 
     def _look_at_memory(self, sandbox: Watched) -> None:
         allowed, members = sandbox.spec.memory_bytes, sandbox.members()
-        if sum(map(processes.held_memory, members)) <= allowed:
+        beside = kernel_memory(members)
+        if sum(map(processes.held_memory, members)) + beside <= allowed:
             return
-        held = sum(map(processes.shared_out_memory, members))
+        held = sum(map(processes.shared_out_memory, members)) + beside
         if held > allowed:
             sandbox.end_all(f"its processes held {held} bytes of memory; {allowed} are allowed")
 
@@ -127,8 +130,10 @@ class Watch:
         if not has_grown and time.monotonic() < looks.scan_at:
             return
         begin = time.thread_time()
-        used = disk_use(spec.files, sandbox.members())
+        used = _with_hidden(disk_use(spec.files, sandbox.members()), room, looks)
         looks.scan_at = time.monotonic() + max(_SCAN_SHARE * together * (time.thread_time() - begin), _BUSY_SECONDS)
+        if used[0] > looks.used[0]:
+            looks.moved_at = time.monotonic()
         looks.used, looks.room = used, room
         allowed = (spec.disk_bytes, spec.disk_files)
         over = [at for at in (0, 1) if used[at] > max(allowed[at], looks.tolerated[at])]
@@ -144,63 +149,26 @@ def _moved(pairs: list[tuple[Watched, _Looks]]) -> list[tuple[Watched, _Looks]]:
 
 
 def _has_moved(sandbox: Watched, looks: _Looks) -> bool:
-    """Whether anything has run there lately, or much was written where its files are."""
+    """Whether anything has run there lately, or much was written on the disk where its files are."""
     with contextlib.suppress(OSError):  # it is being stopped
         activity, before = sandbox.activity(), looks.activity
         looks.activity = activity
-        if activity != before or looks.room - _room(sandbox.spec.files) > _NOTICED_BYTES:
+        if activity != before:
             looks.moved_at = time.monotonic()
-        return time.monotonic() - looks.moved_at < _CALM_SECONDS
+        # Others may have written it: whether it was here shows at one look, which is what it is worth.
+        is_noticed = looks.room - _room(sandbox.spec.files) > _NOTICED_BYTES
+        return is_noticed or time.monotonic() - looks.moved_at < _CALM_SECONDS
     return False
 
 
-def disk_use(files: str, members: list[int]) -> tuple[int, int]:
-    """Bytes on disk and number of entries, with files that have no name any more but are open in `members`.
-
-    Whoever works there meanwhile may shift things about: no link is followed, and what vanishes is not counted. What is
-    nested too deep to be looked at counts as more than anything.
-    """
-    top = os.open(files, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    fds, rows, total, count = [top], [os.scandir(top)], 0, 0
-    several: set[int] = set()
-    device = os.fstat(top).st_dev
-    try:
-        while rows:
-            entry = next(rows[-1], None)
-            if entry is None:
-                rows.pop().close()
-                os.close(fds.pop())
-                continue
-            with contextlib.suppress(OSError):
-                found = entry.stat(follow_symlinks=False)
-                count += 1
-                if stat.S_ISDIR(found.st_mode):
-                    if len(fds) > _DEPTH:
-                        return (1 << 62, 1 << 62)
-                    fd = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fds[-1])
-                    fds.append(fd)
-                    rows.append(os.scandir(fd))
-                elif found.st_nlink > 1:
-                    if found.st_ino in several:
-                        continue
-                    several.add(found.st_ino)
-                total += found.st_blocks * 512
-    finally:
-        for fd in fds:
-            os.close(fd)
-    return total + sum(_nameless(members, device).values()), count
-
-
-def _nameless(members: list[int], device: int) -> dict[int, int]:
-    found: dict[int, int] = {}
-    for pid in members:
-        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as fds:
-            for fd in fds:
-                with contextlib.suppress(OSError):
-                    state = fd.stat()
-                    if state.st_dev == device and not state.st_nlink and stat.S_ISREG(state.st_mode):
-                        found[state.st_ino] = state.st_blocks * 512
-    return found
+def _with_hidden(found: DiskUse, room: int, looks: _Looks) -> tuple[int, int]:
+    """Bytes and entries. While there are files whose size nobody can tell, what the disk lost besides counts as theirs:
+    it may be others' doing, but who keeps such files has no claim to the difference."""
+    if not found.unseen or looks.clear is None:
+        looks.clear = (room, found.bytes)
+        return found.bytes, found.entries
+    room_before, used_before = looks.clear
+    return found.bytes + max(0, room_before - room - max(0, found.bytes - used_before)), found.entries
 
 
 def _room(files: str) -> int:

@@ -187,6 +187,8 @@ class Conversation:
         body = has_body(request)
         to, path = absolute(request) if inside is None else (inside, origin(request))
         self.target = to.target
+        if to.target.port == 443 and not to.tls:  # a secret would go out for everybody on the way to read
+            raise Refused("not_tls", to.target)
         check_host(request, to.target, 443 if to.tls else 80)
         addresses = await self._admit(to.target, request.method.decode("ascii"))
         substitution = Substitution(self._line.policy.secrets_for(to.target))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeAlias
 
-from stateroom.addresses import is_address, is_public
+from stateroom.addresses import is_address, is_own, is_public
 from stateroom.reasons import reason
 from stateroom.workspaces.egress.domains import Target
 from stateroom.workspaces.egress.pipe import CHUNK, SocketPipe
@@ -60,7 +60,8 @@ class Dialer:
                 raise Unreachable("its name could not be looked up in time") from None
             except (OSError, UnicodeError) as error:  # UnicodeError: no name server takes the name
                 raise Unreachable(reason(error)) from None
-        if not self._allow_private and not all(is_public(address) for address in found):
+        # What listens on a public address of this machine may count on a firewall, which nobody passes from here.
+        if not self._allow_private and not all(is_public(address) and not is_own(address) for address in found):
             raise PrivateAddress
         return found
 

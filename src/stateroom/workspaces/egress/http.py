@@ -24,6 +24,8 @@ _FRAMING: Final = frozenset({b"host", b"content-length"})
 _UNDER_MASK: Final = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 """What would bring secrets back in a form or in pieces in which they are not found."""
 _INFORMATIONAL_MAX: Final = 16
+_AT_ONCE: Final = 32
+"""Events of a connection that are seen to before others have their turn."""
 _AUTHORITY_END: Final = re.compile(rb"[/?#]")
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
@@ -66,10 +68,16 @@ class Wire:
     def __init__(self, pipe: Pipe, role: type[h11.CLIENT] | type[h11.SERVER], head_bytes: int) -> None:
         self.pipe = pipe
         self.state = h11.Connection(role, max_incomplete_event_size=head_bytes)
+        self._at_once = 0
+        """Events since others last had their turn."""
 
     async def event(self, seconds: float) -> Any:
         """Raises OSError (TimeoutError is one), h11.RemoteProtocolError."""
         event = self.state.next_event()
+        self._at_once += 1
+        if self._at_once >= _AT_ONCE:  # a few kilobytes can hold thousands of pieces
+            self._at_once = 0
+            await asyncio.sleep(0)
         if event is h11.NEED_DATA:
             async with asyncio.timeout(seconds):
                 while event is h11.NEED_DATA:

@@ -16,6 +16,8 @@ DOMAINS_MAX: Final = 200
 SECRETS_MAX: Final = 50
 SECRET_MAX: Final = 8192
 """Bytes of a secret: it goes into a header, and servers take little more than this."""
+SECRETS_BYTES_MAX: Final = 64 * 1024
+"""Of all of them together: each is looked for in whatever comes back."""
 
 # fmt: off
 _RESERVED: Final = frozenset({
@@ -104,6 +106,9 @@ def make_policy(
     entries = [_entry(text, bounds, f"{domains}[{at}]") for at, text in enumerate(allowed_domains)]
     if len(domain_secrets) > SECRETS_MAX:
         message = f"There are more than {SECRETS_MAX} secrets."
+        raise InvalidRequest(message, code="invalid_domain_secret", param=f"{param}.domain_secrets")
+    if sum(len(given.value.encode(errors="replace")) for given in domain_secrets) > SECRETS_BYTES_MAX:
+        message = f"The secrets have more than {SECRETS_BYTES_MAX} bytes together."
         raise InvalidRequest(message, code="invalid_domain_secret", param=f"{param}.domain_secrets")
     placeholders: dict[str, tuple[str, str]] = {}
     secrets: list[Secret] = []

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from stateroom.clock import Clock, SystemClock
 from stateroom.telemetry.metrics import Counter
+from stateroom.workspaces.egress.decisions import Decisions, Verdict
 from stateroom.workspaces.egress.domains import Entry, Target, read_entry
 from stateroom.workspaces.egress.policy import NetworkPolicy, refusal_of
 from stateroom.workspaces.workspace import Mount
@@ -70,6 +72,7 @@ class EgressProxy:
         on_decision: OnDecision | None = None,
         bounds: Bounds | None = None,
         resolve: Resolve | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """`directory`: of the authority, made on first need. `roots`: by whom servers are verified, not the system's.
 
@@ -77,6 +80,8 @@ class EgressProxy:
         """
         self.decisions = Counter()
         """By verdict (allowed, refused, failed) and reason."""
+        self.decided = Decisions(clock or SystemClock())
+        """By workspace, for whoever writes them down."""
         self.sent_bytes = 0
         self.received_bytes = 0
         self.egress_domains: tuple[Entry, ...] = tuple(read_entry(text) for text in egress_domains)
@@ -259,8 +264,9 @@ class Listener:
     def decided(self, target: Target | None, method: str, reason: str) -> None:
         allowed = reason == "listed"
         host, port = (target.host, target.port) if target is not None else ("-", 0)
-        verdict = "allowed" if allowed else "failed" if reason in _FAILURES else "refused"
+        verdict: Verdict = "allowed" if allowed else "failed" if reason in _FAILURES else "refused"
         self._proxy.decisions.add((verdict, reason))
+        self._proxy.decided.add(self.workspace_id, host, port, verdict, reason)
         log.log(
             logging.INFO if allowed else logging.WARNING,
             "egress.decision workspace=%s host=%s port=%s method=%s allowed=%s reason=%s",

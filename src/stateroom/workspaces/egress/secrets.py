@@ -11,7 +11,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
+from html import escape
 from typing import Final, TypeAlias
 from urllib.parse import quote, quote_plus
 
@@ -23,6 +25,9 @@ MASKED_FROM: Final = 8
 """Bytes. A shorter secret is not looked for in answers: it would be found where it is not meant."""
 
 _UNTOUCHED: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
+_LOOKED_FOR: Final = 4
+"""Bytes of a secret's beginning that are looked for, before all of it is compared."""
+_TRIES: Final = 16
 _BASIC: Final = re.compile(rb"(?i)(basic[ \t]+)([a-z0-9+/=_-]+)\Z")
 
 
@@ -82,29 +87,30 @@ class Mask:
         """`held_from`: bytes of a beginning that are held back; fewer go on, for who waits for each message's end."""
         self._shown = {key: b"*" * len(key) for key in hidden} if same_length else dict(hidden)
         self._keys = sorted(self._shown, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(re.escape(key) for key in self._keys)) if self._keys else None
         self._held = b""
         self._held_from = held_from
 
     def whole(self, value: bytes) -> bytes:
         """A value that is complete."""
-        if self._pattern is None or not any(key in value for key in self._keys):
-            return value
-        return self._pattern.sub(lambda found: self._shown[found.group()], value)
+        out: list[bytes] = []
+        at = 0
+        for start, key in self._found(value):
+            out += (value[at:start], self._shown[key])
+            at = start + len(key)
+        return b"".join((*out, value[at:])) if out else value
 
     def feed(self, data: bytes) -> bytes:
         """What may go on."""
-        if self._pattern is None:
+        if not self._keys:
             return data
         data = self._held + data
         out: list[bytes] = []
         at, end = 0, len(data) - self._beginning(data)
-        if any(key in data for key in self._keys):
-            for found in self._pattern.finditer(data):
-                if found.start() >= end:
-                    break
-                out += (data[at : found.start()], self._shown[found.group()])
-                at = found.end()
+        for start, key in self._found(data):
+            if start >= end:
+                break
+            out += (data[at:start], self._shown[key])
+            at = start + len(key)
         if at > end:
             end = len(data) - self._beginning(data[at:])
         out.append(data[at:end])
@@ -116,21 +122,52 @@ class Mask:
         held, self._held = self._held, b""
         return self.whole(held)
 
+    def _found(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """What is to be replaced, from left to right; of two that begin at the same place the longer one.
+
+        No regular expression: to make one of many secrets, for each request anew, takes seconds.
+        """
+        nexts = [(at, rank, key) for rank, key in enumerate(self._keys) if (at := data.find(key)) >= 0]
+        heapify(nexts)
+        done = 0
+        while nexts:
+            at, rank, key = nexts[0]
+            if at >= done:
+                yield at, key
+                done = at + len(key)
+            following = data.find(key, done)
+            if following >= 0:
+                heapreplace(nexts, (following, rank, key))
+            else:
+                heappop(nexts)
+
     def _beginning(self, data: bytes) -> int:
         """How many bytes at the end are the beginning of something hidden, and not all of it."""
-        longest = 0
-        for key in self._keys:
-            at = data.find(key[:1], max(0, len(data) - len(key) + 1))
-            while at >= 0:
-                if key.startswith(data[at:]):
-                    longest = max(longest, len(data) - at)
-                    break
-                at = data.find(key[:1], at + 1)
+        longest = max((_beginning_of(key, data) for key in self._keys), default=0)
         return longest if longest >= self._held_from else 0
+
+
+def _beginning_of(key: bytes, data: bytes) -> int:
+    """Of one. Where much at the end looks like it, more may be said: looking at all of it would take too long."""
+    first = key[:_LOOKED_FOR]
+    at = data.find(first, max(0, len(data) - len(key) + 1))
+    for _ in range(_TRIES):
+        if at < 0 or key.startswith(data[at:]):
+            break
+        at = data.find(first, at + 1)
+    if at >= 0:
+        return len(data) - at
+    return next((size for size in range(min(_LOOKED_FOR, len(key)) - 1, 0, -1) if data.endswith(key[:size])), 0)
 
 
 def _forms(value: str) -> set[bytes]:
     """How a server may show a secret without meaning to hide it."""
     ascii_json, json_text = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]
     texts = {value, ascii_json, json_text, json_text.replace("/", "\\/"), quote(value), quote(value, safe="")}
-    return {text.encode() for text in texts | {quote_plus(value)}}
+    # Many servers write these letters of JSON so, and HTML has its own way.
+    texts |= {
+        re.sub("[<>&]", lambda found: f"\\u{ord(found.group()):04x}", json_text),
+        escape(value),
+        quote_plus(value),
+    }
+    return {text.encode() for text in texts}

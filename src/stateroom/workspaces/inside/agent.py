@@ -174,12 +174,9 @@ class Agent:
     def on_channel(self, events: int) -> None:
         if not events & ~select.EPOLLOUT:
             return
-        try:
-            data = os.read(self.channel, _READ_BYTES)
-        except BlockingIOError:
+        data = _read_now(self.channel, _READ_BYTES)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.quit()
         self.received += data
@@ -344,12 +341,9 @@ class Agent:
     def read(self, command: Command, output: Output) -> bool:
         """Whether there was something."""
         room = _READ_BYTES if output.keep else min(_READ_BYTES, command.credit)
-        try:
-            data = os.read(output.fd, room)
-        except BlockingIOError:
+        data = _read_now(output.fd, room)
+        if data is None:
             return False
-        except OSError:
-            data = b""
         if data:
             output.take(data)
         else:
@@ -509,12 +503,9 @@ class Agent:
                 self.watch(output.fd, select.EPOLLIN, self.reading(command, output))
 
     def keep_log(self, command: Command, output: Output) -> None:
-        try:
-            data = os.read(output.fd, _READ_BYTES)
-        except BlockingIOError:
+        data = _read_now(output.fd, _READ_BYTES)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self.drop(output)
             if all(other.fd < 0 for other in command.outputs) and command.log >= 0:
@@ -727,6 +718,16 @@ def _places(options: dict[str, str]) -> list[tuple[bytes, bytes]]:
     if options.get("files"):
         rows += [(WORKSPACE, options["files"]), (DATA, options["files"])]
     return [(os.fsencode(name), os.fsencode(actual)) for name, actual in rows]
+
+
+def _read_now(fd: int, count: int) -> bytes | None:
+    """What is there; empty: it has ended; None: there is nothing now."""
+    try:
+        return os.read(fd, count)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _pipe(fds: list[int]) -> tuple[int, int]:

@@ -38,6 +38,8 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     """One that was written to the content store from them; it may be known to the journal, or not."""
     clean: bool = False
     """Whether they are that commit's, with nothing that came after."""
+    left: tuple[str, ...] = ()
+    """Commands that left processes running, as `Jobs.left`."""
 
 
 _DECODE: Final = msgspec.json.Decoder(Standing).decode
@@ -80,8 +82,13 @@ class LiveFolder:
         said = self.standing()
         return said is not None and commit_id in (said.commit, said.following or said.commit)
 
-    def prepare(self, commit_id: str, put: Callable[[Folder], None], folder: Folder) -> bool:
-        """Have the files of a commit there, which `put` puts into an empty folder; whether they were not before."""
+    def prepare(
+        self, commit_id: str, put: Callable[[Folder], None], folder: Folder, left: tuple[str, ...] = ()
+    ) -> bool:
+        """Have the files of a commit there, which `put` puts into an empty folder; whether they were not before.
+
+        `left`: what ran when that commit was made.
+        """
         if self.stands_at(commit_id):
             return False
         with _told(self.path):
@@ -91,7 +98,7 @@ class LiveFolder:
             if folder.owner is not None:
                 os.chown(self.files, *folder.owner)
         put(folder)
-        self.write(Standing(self._project, boot_id(), commit_id))
+        self.write(Standing(self._project, boot_id(), commit_id, left=left))
         return True
 
     def write(self, said: Standing) -> None:
@@ -103,9 +110,15 @@ class LiveFolder:
                 file.write(msgspec.json.encode(said))
             aside.replace(self.path / _STATE)
 
-    def say(self, commit_id: str, *, following: str = "", clean: bool = False) -> None:
+    def say(self, commit_id: str, *, following: str = "", clean: bool = False, left: tuple[str, ...] = ()) -> None:
         """The same in short."""
-        self.write(Standing(self._project, boot_id(), commit_id, following, clean))
+        self.write(Standing(self._project, boot_id(), commit_id, following, clean, left))
+
+    def leave(self, left: tuple[str, ...]) -> None:
+        """Say what is left running there; all else stays."""
+        said = self.read()
+        if said is not None and said.left != left:
+            self.write(msgspec.structs.replace(said, left=left))
 
     def remove(self) -> None:
         """Remove the directory; from the first step on it is nothing that can be gone on with."""

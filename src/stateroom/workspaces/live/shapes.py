@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
+import itertools
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from operator import itemgetter
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -17,6 +20,9 @@ from stateroom.workspaces.workspace import Mount
 InterpreterState: TypeAlias = Literal["live", "restored", "partial", "fresh"]
 Output: TypeAlias = Callable[[str, str], None]
 """Is told which stream, and what came on it."""
+TOLD_SECONDS: Final = 0.03
+"""Between two times that somebody is told what a command printed."""
+_PIECES_MAX: Final = 16
 
 
 class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,6 +42,8 @@ class Commit(msgspec.Struct, frozen=True, omit_defaults=True):
     """Variables that could not be kept, with their types."""
     left_out: int = 0
     """Files that could not be kept: too many, too large together, or none that are files."""
+    left: tuple[str, ...] = ()
+    """Commands that had left processes running, as `Jobs.left`."""
 
 
 class WorkspaceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,23 +78,47 @@ class Executed(msgspec.Struct, frozen=True):
 
 
 class Decoding:
-    """Bytes of each stream as text, wherever their pieces end."""
+    """Bytes of each stream as text, wherever their pieces end.
+
+    What comes in haste is told together: a program that prints byte by byte must not make an event of each.
+    """
 
     def __init__(self, tell: Output) -> None:
         self._tell = tell
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+        self._gathered: list[tuple[str, str]] = []
+        self._told_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self, stream: str, data: bytes) -> None:
         decoder = self._decoders.get(stream)
         if decoder is None:
             decoder = self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
         if text := decoder.decode(data):
-            self._tell(stream, text)
+            self._gathered.append((stream, text))
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._told_at + TOLD_SECONDS:
+                self._tell_all()
+            elif self._timer is None:
+                self._timer = loop.call_at(self._told_at + TOLD_SECONDS, self._tell_all)
 
     def finish(self) -> None:
         for stream, decoder in self._decoders.items():
             if text := decoder.decode(b"", True):
-                self._tell(stream, text)
+                self._gathered.append((stream, text))
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._told_at = asyncio.get_running_loop().time()
+        if len(gathered) > _PIECES_MAX:  # what came first, the one stream or the other, is worth less than that
+            gathered.sort(key=itemgetter(0))
+        for stream, pieces in itertools.groupby(gathered, key=itemgetter(0)):
+            self._tell(stream, "".join(text for _, text in pieces))
 
 
 def new_commit_id() -> str:

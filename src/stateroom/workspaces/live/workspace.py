@@ -12,17 +12,16 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from stateroom.errors import SandboxDied, SandboxFailed, WorkspaceError
+from stateroom.errors import WorkspaceError
 from stateroom.workspaces.channels.agent import Agent
-from stateroom.workspaces.channels.interpreter import CellResult, Interpreter
-from stateroom.workspaces.channels.process import Job
+from stateroom.workspaces.channels.interpreter import CellResult
 from stateroom.workspaces.files.folder import Folder
 from stateroom.workspaces.live.folder import LiveFolder
+from stateroom.workspaces.live.processes import Processes
 from stateroom.workspaces.live.shapes import (
     Commit,
-    Decoding,
     Executed,
     InterpreterState,
     Output,
@@ -31,7 +30,6 @@ from stateroom.workspaces.live.shapes import (
     new_commit_id,
     with_breach,
 )
-from stateroom.workspaces.workspace import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Commit", "Executed", "InterpreterState", "Output", "Workspace", "WorkspaceSpec", "new_commit_id"]
 
 log = logging.getLogger("stateroom.workspaces")
-
-SHELL: Final = ("/bin/bash", "-c")
 
 
 class Workspace:
@@ -57,18 +53,9 @@ class Workspace:
         """Its files; they are there after `prepare`, and after any call that uses them."""
         self._one = asyncio.Lock()
         """Held by whoever starts, ends or commits it, or changes files from outside."""
-        self._cells = asyncio.Lock()
         self.editing = asyncio.Lock()
         """Held by whoever reads a file in order to write it anew."""
-        self._sandbox: Sandbox | None = None
-        self._agent: Agent | None = None
-        self._started_as: WorkspaceSpec | None = None
-        self._interpreter: Interpreter | None = None
-        self._ran = 0
-        """Cells since the interpreter was started."""
-        self._saved = 0
-        """How many of them the commit at which it stands has."""
-        self._saving = 0
+        self._processes = Processes(live, self)
         self._prepared = False
         self._doomed = False
         self._unkept = False
@@ -95,7 +82,7 @@ class Workspace:
     @property
     def is_live(self) -> bool:
         """Whether it has processes."""
-        return self._sandbox is not None
+        return self._processes.sandbox is not None
 
     @property
     def has_folder(self) -> bool:
@@ -105,22 +92,22 @@ class Workspace:
     @property
     def has_interpreter(self) -> bool:
         """Whether one is running."""
-        return self._interpreter is not None
+        return self._processes.interpreter is not None
 
     @property
     def interpreter_state(self) -> InterpreterState:
         """How the interpreter came to what it knows: `live` since it was started first, `fresh` with nothing."""
-        return "fresh" if self._interpreter is None else self._interpreter.state
+        return "fresh" if self._processes.interpreter is None else self._processes.interpreter.state
 
     @property
     def cells(self) -> int:
         """How many cells have run since the interpreter was started."""
-        return self._ran
+        return self._processes.cells
 
     @property
     def lost(self) -> Mapping[str, str]:
         """Variables that did not come back, with their types."""
-        return {} if self._interpreter is None else self._interpreter.lost
+        return {} if self._processes.interpreter is None else self._processes.interpreter.lost
 
     def touch(self) -> None:
         """Somebody has asked for it."""
@@ -150,32 +137,36 @@ class Workspace:
         """Carry a command out, in a shell of its own. Raises NoSandbox, SandboxFailed, StorageError."""
         with self.working():
             agent, restarted = await self._running()
-            told = None if on_output is None else Decoding(on_output)
-            try:
-                finished = await agent.run(
-                    (*SHELL, command), timeout=timeout, keep_bytes=output_bytes, env=environment, on_output=told
-                )
-            except SandboxFailed as error:
-                raise SandboxDied(error.message) from error
-            if told is not None:
-                told.finish()
-            return executed(finished, restarted, self._breach())
+            finished = await self._processes.execute(
+                agent,
+                command,
+                timeout=timeout,
+                output_bytes=output_bytes,
+                on_output=on_output,
+                environment=environment,
+            )
+            return executed(finished, restarted, await self._looked())
 
     async def run_code(
         self, code: str, *, timeout: float, output_bytes: int, on_output: Output | None = None
     ) -> CellResult:
         """Carry code out in the interpreter, one cell after the other. Raises as `execute`."""
         with self.working():
-            async with self._cells:
-                interpreter = await self._interpreting()
-                self._ran += 1
-                result = await interpreter.run(code, timeout=timeout, output_bytes=output_bytes, on_output=on_output)
-                return with_breach(result, self._breach())
+            async with self._processes.one_cell:
+                agent, _ = await self._running()
+                result = await self._processes.run_code(
+                    agent, self._at, code, timeout=timeout, output_bytes=output_bytes, on_output=on_output
+                )
+            return with_breach(result, await self._looked())
 
-    async def jobs(self) -> tuple[Job, ...]:
-        """What outlived its command. Raises SandboxFailed."""
-        agent = self._agent
-        return () if agent is None or not self._is_well() else await agent.jobs()
+    @property
+    def jobs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Commands whose processes ran when last looked at; those of which nobody was told that they ended."""
+        return self._processes.jobs.shown(is_well=self._processes.is_well) if self._prepared else ((), self._left_then)
+
+    def take_ended(self) -> tuple[str, ...]:
+        """What commands left running and has ended, for whoever tells it: once. Comes after a call."""
+        return self._processes.jobs.take()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -226,24 +217,24 @@ class Workspace:
             began = self._live.clock.monotonic()
             made = await self._commit()
             if made is not None:
-                self._meter(made, self._live.clock.monotonic() - began)
+                self._live.committed(self.id, made, self._live.clock.monotonic() - began)
             return made
 
     async def kept(self, commit: Commit) -> None:
         """A commit is known to the journal."""
         async with self._one:
             self._at = commit
-            self._saved = max(self._saved, self._saving)
+            self._processes.kept()
             self._live.stand(self.id, commit)
             with suppress(WorkspaceError):
-                await asyncio.to_thread(self._disk.say, commit.id)
+                await asyncio.to_thread(self._disk.say, commit.id, left=self._processes.jobs.left)
 
     async def stop(self, *, if_idle: bool = False) -> bool:
         """End its processes, and whether that was done; the files stay. `if_idle`: unless somebody works in it."""
         async with self._one:
             if if_idle and self.busy:
                 return False
-            await self._stop()
+            await self._processes.stop()
             return True
 
     async def rest(self) -> None:
@@ -255,7 +246,7 @@ class Workspace:
             if self.busy or self.is_live or self._unkept:
                 return
             if self._prepared:
-                await asyncio.to_thread(self._disk.say, self._commit_id, clean=True)
+                await asyncio.to_thread(self._disk.say, self._commit_id, clean=True, left=self._processes.jobs.left)
                 self._prepared = False
             elif not await asyncio.to_thread(self._disk.stands_at, self._commit_id):
                 await asyncio.to_thread(self._disk.remove)
@@ -270,7 +261,7 @@ class Workspace:
                 said = await asyncio.to_thread(self._disk.read)
                 if self.busy or self.is_live or said is None or not said.clean:
                     return False
-            await self._stop()
+            await self._processes.stop()
             self._prepared = False
             await asyncio.to_thread(self._disk.remove)
             self._live.content.forget(self.id)
@@ -290,6 +281,11 @@ class Workspace:
     def _commit_id(self) -> str:
         return "" if self._at is None else self._at.id
 
+    @property
+    def _left_then(self) -> tuple[str, ...]:
+        """What was left running at the commit from which it goes on."""
+        return () if self._at is None else self._at.left
+
     async def _prepare(self) -> None:
         if self._doomed:
             raise WorkspaceError("The container was deleted.", code="container_not_found")
@@ -301,10 +297,11 @@ class Workspace:
             if at is not None:
                 self._live.content.put_in_place(at.tree, folder)
 
-        await asyncio.to_thread(self._disk.prepare, self._commit_id, put, self.folder)
+        await asyncio.to_thread(self._disk.prepare, self._commit_id, put, self.folder, self._left_then)
         standing = await asyncio.to_thread(self._disk.standing)
+        self._processes.jobs.load(() if standing is None else standing.left)
         if standing is not None and standing.clean:
-            await asyncio.to_thread(self._disk.say, self._commit_id)
+            await asyncio.to_thread(self._disk.say, self._commit_id, left=standing.left)
         self._own()
         self._prepared = True
 
@@ -314,21 +311,25 @@ class Workspace:
                 return None
             await self._prepare()
         self._unkept = self.busy > 0
-        blob, skipped, lost = await self._save()
-        sandbox = self._sandbox
-        frozen = sandbox is not None and self._is_well() and await _freeze(sandbox)
+        await self._processes.look()
+        self._processes.jobs.settle()
+        blob, skipped, lost = await self._processes.save()
+        frozen = await self._processes.freeze()
         try:
             tree = await self._live.content.snapshot_of(self.id, self.folder)
         finally:
-            if frozen and sandbox is not None:
-                await sandbox.thaw()
+            if frozen is not None:
+                await self._processes.thaw(frozen)
         at = self._at
-        interpreter = at.interpreter if at is not None and blob is None and not skipped else ""
+        interpreter = ""
+        if at is not None and blob is None and not skipped:  # no cell ran: the variables are those of the last commit
+            interpreter, lost = at.interpreter, at.lost
         if blob is not None:
             interpreter = await self._live.content.keep_blob(blob)
-        if at is None and not tree.files and not interpreter:
-            return None
-        if at is not None and (at.tree, at.interpreter) == (tree.digest, interpreter):
+        left = self._processes.jobs.left
+        is_same = at is not None and (at.tree, at.interpreter, at.left) == (tree.digest, interpreter, left)
+        if is_same or (at is None and not tree.files and not interpreter and not left):
+            await self._processes.jobs.keep(self._disk)
             return None
         made = Commit(
             id=new_commit_id(),
@@ -340,113 +341,41 @@ class Workspace:
             skipped=skipped,
             lost=lost,
             left_out=tree.skipped_count,
+            left=left,
         )
-        await asyncio.to_thread(self._disk.say, self._commit_id, following=made.id)
+        await asyncio.to_thread(self._disk.say, self._commit_id, following=made.id, left=left)
         return made
 
-    async def _save(self) -> tuple[bytes | None, bool, dict[str, str]]:
-        """The variables, when a cell ran since they were kept; whether they could not be; what is not among them."""
-        interpreter, settings = self._interpreter, self._live.settings
-        if interpreter is None or self._ran == self._saved or not self._is_well():
-            return None, False, {}
-        try:
-            async with asyncio.timeout(settings.state_seconds):
-                await self._cells.acquire()
-        except TimeoutError:  # a cell is under way: what is kept stays what it was
-            return None, False, {}
-        try:
-            self._saving = self._ran
-            blob = await interpreter.save(bytes_max=settings.state_bytes, seconds_max=settings.state_seconds)
-            return blob, blob is None, dict(interpreter.unsaved)
-        except WorkspaceError as error:
-            log.warning("workspace.variables_not_kept workspace=%s reason=%s", self.id, error.message)
-            return None, True, {}
-        finally:
-            self._cells.release()
-
-    def _meter(self, made: Commit, seconds: float) -> None:
-        meter = self._live.meter
-        meter.commits += 1
-        meter.commit_bytes += made.new_bytes
-        meter.commit_seconds.observe(seconds)
-        counts = (made.files, made.bytes, made.new_bytes)
-        log.debug(
-            "workspace.committed workspace=%s files=%d bytes=%d new_bytes=%d ms=%.1f", self.id, *counts, seconds * 1000
-        )
-
-    def _breach(self) -> str:
-        said = "" if self._sandbox is None else self._sandbox.breach()
-        if said:
-            self._live.meter.breaches += 1
-            log.warning("workspace.breach workspace=%s reason=%s", self.id, said)
-        return said
-
-    def _is_well(self) -> bool:
-        sandbox, agent = self._sandbox, self._agent
-        return sandbox is not None and sandbox.is_alive and agent is not None and agent.is_alive
+    async def _looked(self) -> str:
+        """Have it on the disk what is left running; the limit for which processes were ended meanwhile, in words."""
+        self._processes.note_breach()
+        if self._processes.jobs.left:
+            async with self._one:
+                await self._processes.look()
+                await self._processes.jobs.keep(self._disk)
+        return self._processes.take_breach()
 
     async def _running(self) -> tuple[Agent, bool]:
         """The agent of its sandbox, and whether that had to be started after it had died."""
+        processes = self._processes
         async with self._one:
-            if self._agent is not None and self._is_well():
-                if self._started_as == self.spec or self.busy > 1:
-                    return self._agent, False
-                await self._stop()  # what it is to be has changed
-            died = self._sandbox is not None
-            await self._stop()
+            if processes.agent is not None and processes.is_well:
+                if processes.started_as == self.spec or self.busy > 1:
+                    return processes.agent, False
+                await processes.stop()  # what it is to be has changed
+            died = processes.sandbox is not None
+            await processes.stop()
             await self._prepare()
-            await self._start()
-            assert self._agent is not None, "it was started"
+            agent = await processes.start()
+            self._own()
             if died:
                 log.warning("workspace.died workspace=%s it is started anew", self.id)
-            return self._agent, died
-
-    async def _start(self) -> None:
-        sandbox = await self._live.start(self)
-        try:
-            self._agent = await Agent.connect(sandbox)
-        except BaseException:
-            await self._live.end(self, sandbox)
-            raise
-        self._sandbox = sandbox
-        self._started_as = self.spec
-        self._own()
+            return agent, died
 
     def _own(self) -> None:
         """What is written from outside belongs to whom the sandbox runs as; to whom it did, while there is none."""
-        if self._sandbox is not None:
-            self.folder.owner = self._sandbox.owner
+        if self._processes.sandbox is not None:
+            self.folder.owner = self._processes.sandbox.owner
             return
         status = self.folder.path.stat()
         self.folder.owner = None if status.st_uid == os.geteuid() else (status.st_uid, status.st_gid)
-
-    async def _interpreting(self) -> Interpreter:
-        agent, _ = await self._running()
-        if self._interpreter is not None:
-            return self._interpreter
-        at = self._at
-        interpreter = Interpreter(agent)
-        if at is not None and at.interpreter:
-            await interpreter.restore(await self._live.content.get_blob(at.interpreter))
-        self._interpreter, self._ran, self._saved = interpreter, 0, 0
-        return interpreter
-
-    async def _stop(self) -> None:
-        sandbox, agent, interpreter = self._sandbox, self._agent, self._interpreter
-        self._sandbox = self._agent = self._interpreter = None
-        self._ran = self._saved = self._saving = 0
-        if interpreter is not None:
-            with suppress(WorkspaceError):
-                await interpreter.close()
-        if agent is not None:
-            await agent.close()
-        if sandbox is not None:
-            await self._live.end(self, sandbox)
-
-
-async def _freeze(sandbox: Sandbox) -> bool:
-    try:
-        await sandbox.freeze()
-    except SandboxFailed:
-        return False
-    return True

@@ -21,6 +21,7 @@ from stateroom.settings import WorkspaceSettings
 from stateroom.telemetry.metrics import WorkspaceMeter
 from stateroom.workspaces.content.store import ContentStore
 from stateroom.workspaces.drivers.choice import Chosen
+from stateroom.workspaces.egress.decisions import Decisions
 from stateroom.workspaces.egress.proxy import EgressProxy
 from stateroom.workspaces.live.folder import LiveFolder, Standing
 from stateroom.workspaces.live.workspace import (
@@ -82,6 +83,8 @@ class Workspaces:
         """Told that the processes of a workspace are gone, for what was connected to them."""
         self._driver = driver
         self.egress = egress
+        self.decided = Decisions(clock) if egress is None else egress.decided
+        """Where workspaces wanted to go, until it was written down."""
         self.meter = meter or WorkspaceMeter()
         self._reason = reason
         self._mounts = mounts
@@ -136,9 +139,12 @@ class Workspaces:
         if workspace is not None:
             workspace.doom()
             await workspace.discard()
+            if self._known.get(workspace_id) is workspace:  # whoever still holds it has nothing of one that follows
+                del self._known[workspace_id]
         else:
             await asyncio.to_thread(LiveFolder(self.root, workspace_id, "").remove)
         self._stands.pop(workspace_id, None)
+        self.decided.forget(workspace_id)
         self.content.forget(workspace_id)
 
     def knows(self, workspace_id: str) -> bool:
@@ -151,6 +157,11 @@ class Workspaces:
         if workspace is None or not workspace.has_interpreter:
             return None
         return workspace.interpreter_state, dict(workspace.lost)
+
+    def jobs(self, workspace_id: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Commands that left processes running, which run or have ended; None: nobody in this process knows."""
+        workspace = self._known.get(workspace_id)
+        return None if workspace is None else workspace.jobs
 
     def active_at(self, workspace_id: str) -> int:
         """When somebody asked for it last, in milliseconds since the epoch; 0: nobody in this process."""
@@ -190,6 +201,15 @@ class Workspaces:
             self._leave(workspace)
             for tell in self.on_end:
                 await tell(workspace.id)
+
+    def committed(self, workspace_id: str, made: Commit, seconds: float) -> None:
+        """A workspace was kept, in this time."""
+        meter = self.meter
+        meter.commits += 1
+        meter.commit_bytes += made.new_bytes
+        meter.commit_seconds.observe(seconds)
+        said = (workspace_id, made.files, made.bytes, made.new_bytes, seconds * 1000)
+        log.debug("workspace.committed workspace=%s files=%d bytes=%d new_bytes=%d ms=%.1f", *said)
 
     def rested(self) -> None:
         """A command has ended."""

@@ -127,6 +127,16 @@ async def test_more_than_was_to_be_kept_is_a_breach() -> None:
             await asyncio.wait_for(task, SECONDS)
 
 
+async def test_a_stream_has_one_gap_and_no_more() -> None:
+    async with facing() as (agent, liar):
+        task, number = await started(agent, liar, keep_bytes=100)
+        for _ in range(2):  # each is told in words, which no bound would hold
+            liar.say(wire.GAP, number, wire.pack([b"%d" % wire.STDOUT, b"5"]))
+            liar.say(wire.STDOUT, number, b"x")
+        with pytest.raises(SandboxFailed, match="a gap"):
+            await asyncio.wait_for(task, SECONDS)
+
+
 async def test_an_agent_that_never_says_anything_is_given_up() -> None:
     one, other = socket.socketpair()
     with other:

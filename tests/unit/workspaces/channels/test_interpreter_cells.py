@@ -47,6 +47,14 @@ async def test_variables_functions_and_imports_stay_over_cells(python: Interpret
     assert await logs(python, "y = 6.4\nf()") == "6\n"
 
 
+async def test_an_error_that_is_not_unicode_costs_no_variables(python: Interpreter) -> None:
+    await logs(python, "kept = 1\nglobals()['odd\\ud800'] = (n for n in [])")
+    assert (await cell(python, "raise ValueError('a \\ud800 b')")).error is not None
+    assert await python.save(bytes_max=1_000_000, seconds_max=5) is not None
+    assert await logs(python, "kept") == "1\n"
+    assert python.unsaved == {"odd?": "generator"}
+
+
 async def test_all_that_a_cell_and_its_children_print_comes_in_order(python: Interpreter) -> None:
     code = (
         "import os, subprocess, sys\nprint('a')\nprint('b', file=sys.stderr)\nos.system('echo c')\n"

@@ -222,6 +222,19 @@ def test_a_file_that_was_changed_just_now_is_read_again_the_next_time(store: Con
     assert b"file" not in other.root.keys
 
 
+@pytest.mark.parametrize("seconds", [-(2**31), 2**33, 2**34 - 1, 2**40])
+def test_a_time_that_no_tree_can_hold_spoils_none(store: ContentDatabase, folder: Folder, seconds: int) -> None:
+    folder.write("file", b"x")
+    os.utime(folder.path / "file", (seconds, seconds))
+    tree = store.snapshot(folder, StatCache())
+    assert [entry.path for entry in store.entries(tree.digest)] == ["file"]
+    assert store.verify() == []
+    folder.clear()
+    store.materialise(tree.digest, folder, StatCache())
+    assert store.snapshot(folder, StatCache()).digest == tree.digest
+    assert store.collect([tree.digest], keep_younger_than=0).trees == 0
+
+
 def test_what_cannot_be_taken_is_told_and_the_rest_is_taken(store: ContentDatabase, folder: Folder) -> None:
     folder.write("good", b"x" * 10)
     os.mkfifo(folder.path / "pipe")

@@ -23,6 +23,7 @@ from stateroom.testing.driver_conformance import opened, processes_with, until
 from stateroom.workspaces.channels.agent import Agent
 from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver, find_program
 from stateroom.workspaces.drivers.cgroups import find_cgroups
+from stateroom.workspaces.drivers.processes import all_pids, command_line, is_running, parent_of
 from stateroom.workspaces.drivers.python_runtime import find_runtime
 from stateroom.workspaces.workspace import Mount, SandboxSpec
 
@@ -222,26 +223,43 @@ async def test_starting_and_stopping_leaks_no_descriptor(tmp_path: Path) -> None
     assert counts[-1] <= counts[0], counts
 
 
-@pytest.mark.parametrize("end", ["kill", "interrupt in the middle of its start"])
-def test_nothing_outlives_a_server_that_was_killed(end: str, tmp_path: Path) -> None:
-    word = "54331" if end == "kill" else "54332"
+MOMENTS: Final = ("the launcher runs", "bubblewrap runs", "bubblewrap has an inner half", "all run")
+
+
+def begun(moment: str, tag: bytes, server: int) -> list[int]:
+    """Processes of a start, once it has come so far."""
+    launchers = [pid for pid in children_of(server) if any(word.endswith(b"launch.py") for word in command_line(pid))]
+    outer = [pid for pid in children_of(server) if tag in command_line(pid)]
+    if moment == MOMENTS[0]:
+        return launchers
+    return outer if moment == MOMENTS[1] else [pid for each in outer for pid in children_of(each)]
+
+
+def children_of(pid: int) -> list[int]:
+    return [each for each in all_pids() if parent_of(each) == pid]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_nothing_outlives_a_server_that_was_killed(moment: str, tmp_path: Path) -> None:
+    word = str(54_331 + MOMENTS.index(moment))
+    tag = f"tag={BubblewrapDriver(tmp_path).tag}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     server = subprocess.Popen(
         [sys.executable, str(SERVER), str(tmp_path), word], stdout=subprocess.PIPE, env=environment
     )
     assert server.stdout is not None
-    if end == "kill":
+    there: list[int] = []
+    if moment == MOMENTS[-1]:
         assert server.stdout.readline() == b"ready\n"
         assert len(processes_with(word)) >= 3
     else:
-        marker = f"tag={BubblewrapDriver(tmp_path).tag}"
-        asyncio.run(until(lambda: bool(processes_with(marker)), "it never began"))
+        while not there:  # without a pause: what is waited for passes within milliseconds
+            assert server.poll() is None
+            there = begun(moment, tag.encode(), server.pid)
     os.kill(server.pid, signal.SIGKILL)
     server.wait()
     server.stdout.close()
-    tag = f"tag={BubblewrapDriver(tmp_path).tag}"
-    if end != "kill":  # between bubblewrap's fork and its child's first steps only the next start can help
-        asyncio.run(BubblewrapDriver(tmp_path).sweep())
+    asyncio.run(until(lambda: not any(map(is_running, there)), "who was there lives on", 5))
     asyncio.run(until(lambda: not processes_with(word) and not processes_with(tag), "they live on", 5))
     # Empty control groups are all that a killed server leaves; its next start takes them away.
     asyncio.run(BubblewrapDriver(tmp_path).sweep())

@@ -19,6 +19,7 @@ import pytest
 from stateroom.errors import NoSandbox, StateroomError
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import Bench, opened, processes_with, until
+from stateroom.testing.driver_isolation import ISOLATION
 from stateroom.workspaces.channels.agent import Agent
 from stateroom.workspaces.drivers import landlock
 from stateroom.workspaces.drivers.cgroups import Cgroups
@@ -123,7 +124,7 @@ async def test_without_mounts_or_control_groups_it_keeps_its_promises_too() -> N
         report = await driver.probe()
         if os.getuid() == 0 and "Permission denied" in report.reason:
             pytest.skip("our programs are where only root may go")
-        for case in (*driver_conformance.ISOLATION, driver_conformance.frozen_writers_stand_still):
+        for case in (*ISOLATION, driver_conformance.frozen_writers_stand_still):
             place = folder / case.__name__
             place.mkdir(mode=0o711)
             async with opened(driver, place) as bench:

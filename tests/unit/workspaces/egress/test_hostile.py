@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
+import shutil
 import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -245,6 +249,65 @@ async def test_no_name_leads_to_a_private_address(roots: Roots, plain: Site, add
             writer.close()
     assert set(sandbox.reasons()) == {"private_address"}
     assert plain.asked == []
+
+
+async def test_where_tls_is_spoken_nothing_goes_out_in_clear(sandbox: Stage) -> None:
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(65_536))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    try:
+        server = await asyncio.start_server(listen, "127.0.0.77", 443)
+    except OSError as error:
+        pytest.skip(f"nobody may listen there: {error}")
+    async with server:
+        sandbox.names[API] = ("127.0.0.77",)
+        await sandbox.open(f"{API}:443", secrets=[(API, "TOKEN", SECRET)])
+        request = f"GET {{}} HTTP/1.1\r\nHost: {API}:443\r\nX-Key: {sandbox.placeholder}\r\n"
+        request += "Connection: close\r\n\r\n"
+        said = await sandbox.ask(request.format(f"http://{API}:443/").encode())
+        assert said.startswith(b"HTTP/1.1 403 ")
+        reader, writer, head = await sandbox.connect(f"{API}:443")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        writer.write(request.format("/").encode())
+        assert (await reader.read(100)).startswith(b"HTTP/1.1 403 ")
+        writer.close()
+    assert sandbox.reasons()[-1] == "not_tls"
+    assert heard == []
+
+
+OWN = """
+import asyncio
+from stateroom.workspaces.egress.dial import Dialer, PrivateAddress, lookup_turns
+from stateroom.workspaces.egress.domains import Target
+
+async def tried(address):
+    dialer = Dialer(allow_private=False, connect_seconds=5, resolve=lambda host, port: [address])
+    try:
+        return str(await dialer.addresses(Target("a.test", 443), lookup_turns()))
+    except PrivateAddress:
+        return "refused"
+    finally:
+        dialer.close()
+
+for address in ("93.184.216.34", "2606:2800:220::34", "93.184.216.35"):
+    print(asyncio.run(tried(address)))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="it takes a network of its own")
+def test_a_public_address_of_this_machine_is_no_way_past_its_firewall() -> None:
+    public = "ip link set lo up && ip addr add 93.184.216.34/32 dev lo && ip addr add 2606:2800:220::34/128 dev lo"
+    command = f'{public} && ip route add default dev lo && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", command, sys.executable, OWN], capture_output=True, text=True, check=False
+    )
+    if "ip" in done.stderr and done.returncode:
+        pytest.skip(f"no network of its own can be made here: {done.stderr}")
+    assert done.stdout == "refused\nrefused\n['93.184.216.35']\n", done.stderr
 
 
 async def test_what_was_checked_is_connected_to_and_no_name_is_looked_up_again(sandbox: Stage, plain: Site) -> None:

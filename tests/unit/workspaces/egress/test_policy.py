@@ -57,6 +57,7 @@ def test_a_policy_lists_its_domains_in_one_form() -> None:
         (["a.test"], [given("a.test", value="x" * (SECRET_MAX + 1))], ["*"], SECRET, "secrets[0].value"),
         (["a.test"], [given("a.test", value="\ud800")], ["*"], SECRET, "secrets[0].value"),
         (["a.test"], [given("a.test")] * 51, ["*"], SECRET, "secrets"),
+        (["a.test"], [given("a.test", f"K{at}", "x" * 8_000) for at in range(9)], ["*"], SECRET, "secrets"),
         (["a.test"], [given("a.test"), given("a.test", value="other")], ["*"], TWICE, "secrets[1].name"),
     ],
 )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import time
+from html import escape
 from urllib.parse import quote
 
 from hypothesis import given
@@ -44,7 +46,7 @@ def test_bytes_of_a_web_socket_keep_their_number(data: bytes, keys: set[bytes]) 
 
 
 def test_a_secret_is_found_in_the_forms_of_headers_json_and_urls() -> None:
-    value = 'pass"word/with + signs\\and é'
+    value = 'pass"word/with + signs\\and é <&>'
     substitution = Substitution([Secret("a.test", "A", value, "PLACE")])
     basic = base64.b64encode(b"user:PLACE")
     asked = [(b"X-One", b"a PLACE b PLACE"), (b"Authorization", b"Basic " + basic), (b"Host", b"PLACE")]
@@ -55,7 +57,9 @@ def test_a_secret_is_found_in_the_forms_of_headers_json_and_urls() -> None:
     assert headers[2][1] == b"PLACE"
     mask = Mask(hidden)
     assert mask.whole(b"x" + put) == b"x" + basic
-    for shown in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], quote(value, safe="")):
+    text = json.dumps(value, ensure_ascii=False)[1:-1]
+    careful = text.replace("<", "\\u003c").replace("&", "\\u0026").replace(">", "\\u003e")
+    for shown in (value, json.dumps(value)[1:-1], text, careful, quote(value, safe=""), escape(value)):
         assert mask.whole(f"<{shown}>".encode()) == b"<PLACE>"
 
 
@@ -69,3 +73,23 @@ def test_what_is_no_base64_is_left_alone() -> None:
     substitution = Substitution([Secret("a.test", "A", "a secret value", "PLACE")])
     for value in (b"Basic ====", b"Basic !", b"Basic ", b"Bearer abc", b"Basic dXNlcjpwYXNz"):
         assert substitution.outgoing([(b"Authorization", value)])[0] == [(b"Authorization", value)]
+
+
+def test_many_long_secrets_hold_nobody_up() -> None:
+    values = ['a"/&<' * 250 + str(number) for number in range(50)]
+    secrets = [Secret("a.test", f"S{at}", value, f"placeholder_{at}") for at, value in enumerate(values)]
+    began = time.process_time()
+    for number in range(10):
+        login = base64.b64encode(f"{number}:placeholder_1".encode())
+        _, hidden = Substitution(secrets).outgoing([(b"Authorization", b"Basic " + login)])
+        mask = Mask(hidden)
+        out = mask.feed(b'a"/&<' * 2_000) + mask.feed(b"-") + mask.feed(values[7].encode()) + mask.finish()
+        assert b"placeholder_7" in out
+    assert time.process_time() - began < 5  # each took seconds when they were made into one regular expression
+
+
+def test_what_looks_like_many_beginnings_is_held_back_and_told_in_the_end() -> None:
+    mask = Mask({b"ab" * 500 + b"c": b"-"})
+    data = b"ab" * 499 + b"ax"
+    told = mask.feed(data) + mask.feed(b"y") + mask.feed(b"ab" * 500) + mask.feed(b"c.") + mask.finish()
+    assert told == data + b"y-."

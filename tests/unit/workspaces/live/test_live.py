@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from stateroom.clock import SystemClock
-from stateroom.errors import NoSandbox
+from stateroom.errors import NoSandbox, SandboxDied, SandboxFailed
 from stateroom.settings import WorkspaceSettings
 from stateroom.workspaces.content.store import ContentStore
 from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
+from stateroom.workspaces.drivers.isolating import IsolatedSandbox
 from stateroom.workspaces.drivers.landlock import LandlockDriver
-from stateroom.workspaces.drivers.unsafe import UnsafeDriver
+from stateroom.workspaces.drivers.unsafe import UnsafeDriver, UnsafeSandbox
 from stateroom.workspaces.egress.policy import NetworkPolicy
 from stateroom.workspaces.egress.proxy import EgressProxy
 from stateroom.workspaces.layout import kernel_files
 from stateroom.workspaces.live.workspaces import Workspace, Workspaces, WorkspaceSpec
-from stateroom.workspaces.workspace import Driver
+from stateroom.workspaces.workspace import Driver, Sandbox, SandboxSpec
 
 MIB = 1024 * 1024
 DRIVERS: dict[str, type[BubblewrapDriver | LandlockDriver | UnsafeDriver]] = {
@@ -122,3 +125,63 @@ async def test_a_driver_without_a_way_out_refuses_a_network_policy(tmp_path: Pat
         with pytest.raises(NoSandbox):
             await workspace.execute("true", timeout=30, output_bytes=1000)
         assert not workspace.is_live
+
+
+class StuckSandbox(UnsafeSandbox):
+    """One that stands still for ever once it was brought to a standstill."""
+
+    async def thaw(self) -> None:
+        raise SandboxFailed("it cannot be set going")
+
+
+class StuckDriver(UnsafeDriver):
+    async def start(self, spec: SandboxSpec) -> Sandbox:
+        sandbox = await super().start(spec)
+        sandbox.__class__ = StuckSandbox
+        return sandbox
+
+
+async def test_files_are_kept_of_a_sandbox_that_cannot_be_set_going_again(tmp_path: Path) -> None:
+    async with opened(tmp_path, StuckDriver(tmp_path)) as workspace:
+        assert await said(workspace, "echo kept > f") == ""
+        commit = await workspace.commit()
+        assert commit is not None
+        assert commit.files == 1
+        assert not workspace.is_live
+        assert await said(workspace, "cat f") == "kept\n"
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "landlock"])
+async def test_the_outcome_of_what_a_dead_sandbox_was_doing_is_unknown(tmp_path: Path, name: str) -> None:
+    async with opened(tmp_path, DRIVERS[name](tmp_path)) as workspace:
+        begun = asyncio.Event()
+
+        def told(stream: str, text: str) -> None:
+            begun.set()
+
+        code = "print('begun', flush=True)\nimport time; time.sleep(300)"
+        for doing in (
+            workspace.execute("echo begun; sleep 300", timeout=300, output_bytes=1000, on_output=told),
+            workspace.run_code(code, timeout=300, output_bytes=1000, on_output=told),
+        ):
+            begun.clear()
+            under_way: asyncio.Future[object] = asyncio.ensure_future(doing)
+            await begun.wait()
+            assert isinstance(workspace._processes.sandbox, IsolatedSandbox)
+            os.kill(workspace._processes.sandbox.first_pid, signal.SIGKILL)
+            with pytest.raises(SandboxDied, match="outcome of this call is unknown"):
+                await under_way
+        assert (await workspace.run_code("print('on')", timeout=30, output_bytes=1000)).logs.endswith("on\n")
+
+
+async def test_what_is_printed_byte_by_byte_is_told_in_pieces(tmp_path: Path) -> None:
+    code = "import os, time\nfor at in range(3000):\n    os.write(1 + at % 2, b'oe'[at % 2:][:1]); time.sleep(0.0001)"
+    told: list[tuple[str, str]] = []
+    async with opened(tmp_path, UnsafeDriver(tmp_path)) as workspace:
+        done = await workspace.execute(
+            f'python3 -c "{code}"', timeout=30, output_bytes=10_000, on_output=lambda *piece: told.append(piece)
+        )
+    for stream, text in (("stdout", "o" * 1_500), ("stderr", "e" * 1_500)):
+        assert "".join(piece for name, piece in told if name == stream) == text
+    assert (done.stdout, done.stderr) == ("o" * 1_500, "e" * 1_500)
+    assert 2 <= len(told) < 600

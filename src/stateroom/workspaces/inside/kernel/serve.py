@@ -77,7 +77,7 @@ class Kernel:
             error = f"{type(late).__name__}\n"
         if os.getpid() != self._pid:  # the cell has forked, and this is the child, which came to the end of it
             os._exit(1 if error else 0)
-        self._send(frames.DONE, frames.encode({"error": error}))
+        self._send(frames.DONE, frames.encode_told({"error": error}))
 
     def _guarded(self, cell: Cell) -> str | None:
         error: str | None = None
@@ -105,7 +105,7 @@ class Kernel:
             request["seconds_max"],
             lambda data: self._send(frames.STATE, data),
         )
-        self._send(frames.SAVED, frames.encode(report))
+        self._send(frames.SAVED, frames.encode_told(report))
 
     def _restore(self, request: dict[str, Any]) -> None:
         parts, left = [], int(request["size"])
@@ -122,7 +122,7 @@ class Kernel:
         report = restore.restore(b"".join(parts), self.main.__dict__, self.cells, self._cloudpickle, request["seconds"])
         self._flush()
         self._prepare()
-        self._send(frames.RESTORED, frames.encode(report))
+        self._send(frames.RESTORED, frames.encode_told(report))
 
     def _prepare(self) -> None:
         """Whatever the last cell has done to them: descriptors 0 to 2, the streams over them, signals."""
