@@ -24,6 +24,8 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.working import FIRST, LOG, NOTES, TICKS, Abandoned, Commanded, Forked, Owned, Restored
 
 TOKEN: Final = re.compile(r"zq[a-z0-9]+x[a-j]+zq")
+JOBS_ENDED: Final = re.compile(r"^\[what earlier commands left running has ended.*\n")
+"""The first line of a cell's logs after jobs have ended: it names their commands."""
 UNKNOWN: Final = "The outcome of this call is unknown"
 SETTLE_SECONDS: Final = 15.0
 CALLS: Final = ("shell_call", "code_interpreter_call", "apply_patch_call")
@@ -135,7 +137,7 @@ def _outcome(shown: Any, result: Any, text: str) -> str:
 
 
 def _check_variables(shown: Any, item: Any, logs: str) -> None:
-    seen = TOKEN.findall(logs)
+    seen = TOKEN.findall(JOBS_ENDED.sub("", logs))
     assert len(set(seen)) == len(seen), f"{shown['id']}: a cell ran twice in the same interpreter: {logs}"
     assert seen, f"{shown['id']}: a completed cell says {logs!r}"
     assert seen[-1] == _token(item["code"]), f"{shown['id']}: variables are not those of this cell: {logs}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeAlias
 
@@ -11,8 +11,10 @@ from starlette.requests import Request
 
 from stateroom import ids
 from stateroom.access.principal import Principal
+from stateroom.agent.hosted import tool_of
 from stateroom.errors import BackendUnavailable, InvalidRequest, NotFound, StateroomError, TooMany
-from stateroom.journal.entries import Fact, RunView
+from stateroom.journal.entries import Fact, OutputItem, RunView
+from stateroom.journal.hosted_items import SEARCH
 from stateroom.runtime.conversations import Conversation, Conversations
 from stateroom.runtime.idempotency import Claim, Idempotency
 from stateroom.runtime.live import LiveRun
@@ -65,7 +67,8 @@ async def earlier_run(
     kept = claimed.kept
     if isinstance(kept, LiveRun):
         ended = kept.state.ended
-        return None if kept.cancelling or (ended is not None and ended.status in ("failed", "cancelled")) else kept
+        is_lost = kept.cancelling or (ended is not None and ended.status in ("failed", "cancelled"))
+        return None if is_lost and not has_called(kept.state.output) else kept
     deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while claimed.made:
         live = runs.find_live(project, claimed.made)
@@ -82,6 +85,11 @@ async def earlier_run(
             raise BackendUnavailable(message)
         await asyncio.sleep(_LOOK_SECONDS)
     return None
+
+
+def has_called(outputs: Sequence[OutputItem]) -> bool:
+    """Whether a run has called hosted tools: what was begun for it must not be done again as if nothing had been."""
+    return any(tool_of(output.item) not in ("", SEARCH) for output in outputs)
 
 
 def failure_of(view: RunView) -> StateroomError | None:

@@ -16,8 +16,7 @@ from starlette.routing import Route
 
 from stateroom import ids
 from stateroom.access.principal import Principal
-from stateroom.agent.hosted import tool_of
-from stateroom.api.claims import claim, conversation_once, earlier_run, failure_of
+from stateroom.api.claims import claim, conversation_once, earlier_run, failure_of, has_called
 from stateroom.api.http import (
     EventStream,
     Json,
@@ -33,7 +32,6 @@ from stateroom.api.http import (
 from stateroom.api.item_pages import render_items
 from stateroom.errors import InvalidRequest, ServerStopping, StateroomError
 from stateroom.journal.entries import RunView
-from stateroom.journal.hosted_items import SEARCH
 from stateroom.runtime.conversations import Conversations
 from stateroom.runtime.idempotency import Claim, Idempotency
 from stateroom.runtime.live import LiveRun
@@ -226,7 +224,7 @@ def _refused(error: StateroomError, view: RunView) -> Response:
     SDKs send again by themselves what failed with such a status: not where something was done that would be done twice.
     """
     answer = error_response(error)
-    if any(tool_of(output.item) not in ("", SEARCH) for output in view.output):
+    if has_called(view.output):
         answer.headers["x-should-retry"] = "false"
     return answer
 

@@ -93,7 +93,7 @@ class ContainerCommits:
             size = (change.bytes_before or 0) + (change.bytes_after or 0)
             if text and change.kind == "file" and size <= left:
                 left -= size
-                lines = await self._content.text_diff(base, after.tree, change.path)
+                lines = await self._content.text_diff(each)
                 change = msgspec.structs.replace(change, text=lines)
             changes.append(change)
         return Changes("" if before is None else before.id, changes, found.truncated)

@@ -21,7 +21,7 @@ import msgspec
 from stateroom.clock import Clock, SystemClock
 from stateroom.errors import NotFound, TooLarge
 from stateroom.workspaces.content.collect import Collected, Collection
-from stateroom.workspaces.content.compare import Comparison, Difference, TreeEntry, told, unified
+from stateroom.workspaces.content.compare import Change, Comparison, Difference, TreeEntry, told, unified
 from stateroom.workspaces.content.cut import cut_bytes
 from stateroom.workspaces.content.errors import ContentMissing
 from stateroom.workspaces.content.file import ContentFile, Durability
@@ -217,10 +217,10 @@ class ContentDatabase:
         comparison = Comparison(Reader(self._file), limit=limit)
         return comparison.compare(_raw(before) if before else None, _raw(after) if after else None)
 
-    def text_diff(self, before: str | None, after: str | None, path: str) -> str | None:
-        """The unified diff of one file between two trees; None: it is no text, or more than 256 KiB."""
-        old, new = self._text(before, path), self._text(after, path)
-        return None if old is None or new is None else unified(old, new, shown(path))
+    def text_diff(self, change: Change) -> str | None:
+        """The unified diff of a file that differs; None: one side is no text, or more than 256 KiB."""
+        old, new = self._text(change.before), self._text(change.after)
+        return None if old is None or new is None else unified(old, new, shown(change.path))
 
     def put_blob(self, data: bytes | memoryview, *, hold: Hold | None = None) -> str:
         """Keep bytes; their digest. Without `hold` they are kept for `keep_younger_than` only."""
@@ -264,12 +264,8 @@ class ContentDatabase:
         with self._collecting:
             self._file.close()
 
-    def _text(self, tree: str | None, path: str) -> str | None:
-        if not tree:
-            return ""
-        try:
-            entry = self.find(tree, path)
-        except NotFound:
+    def _text(self, entry: TreeEntry | None) -> str | None:
+        if entry is None:
             return ""
         if entry.kind != "file" or entry.size > TEXT_BYTES_MAX:
             return None

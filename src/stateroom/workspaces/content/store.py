@@ -106,9 +106,9 @@ class ContentStore:
         """What differs between two trees; '': no files at all."""
         return await asyncio.to_thread(self.database.diff, before, after, limit=limit)
 
-    async def text_diff(self, before: str, after: str, path: str) -> str | None:
-        """The unified diff of one file between two trees; None: it is no text, or too large to be compared."""
-        return await asyncio.to_thread(self.database.text_diff, before, after, path)
+    async def text_diff(self, change: Change) -> str | None:
+        """The unified diff of a file that differs; None: it is no text, or too large to be compared."""
+        return await asyncio.to_thread(self.database.text_diff, change)
 
     async def keep_blob(self, data: bytes) -> str:
         """Keep bytes; their digest."""

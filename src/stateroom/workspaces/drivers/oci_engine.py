@@ -48,7 +48,7 @@ class Engine:
         said = os.memfd_create("stateroom", os.MFD_CLOEXEC)
         ours, theirs = socket.socketpair()
         try:
-            # Podman's monitor leaves a file in the directory it was started in when memory runs out: not in the caller's.
+            # When memory runs out, Podman's monitor leaves a file where it was started: not in the caller's directory.
             with theirs, tempfile.TemporaryDirectory(prefix="stateroom-engine-") as aside:
                 process = subprocess.Popen(  # noqa: S603  # as above
                     [self.program, "run", *words],

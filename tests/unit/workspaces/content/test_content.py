@@ -594,19 +594,41 @@ def test_what_was_committed_survives_the_death_of_the_process(tmp_path: Path) ->
     store.close()
 
 
+def put_deep(path: Path) -> str:
+    """A file of which the path is longer than any that may be asked for."""
+    name = "d" * 200
+    descriptor = os.open(path, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir(name, dir_fd=descriptor)
+        below = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    file = os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor)
+    os.write(file, b"below\n")
+    os.close(file)
+    os.close(descriptor)
+    return f"{name}/" * 25 + "file"
+
+
 def test_the_lines_that_differ_are_told_for_texts(store: ContentDatabase, folder: Folder) -> None:
     folder.write("a.txt", b"one\ntwo\nthree")
     folder.write("b.bin", b"\0\1")
     folder.write("c.txt", b"x" * 300_000)
     before = store.snapshot(folder).digest
     folder.write("a.txt", b"one\n2\nthree\n")
+    deep = put_deep(folder.path)
     after = store.snapshot(folder).digest
-    assert store.text_diff(before, after, "a.txt") == (
+
+    def lines(base: str | None, path: str) -> str | None:
+        return store.text_diff(next(change for change in store.diff(base, after) if change.path == path))
+
+    assert lines(before, "a.txt") == (
         "--- a/a.txt\n+++ b/a.txt\n@@ -1,3 +1,3 @@\n one\n-two\n-three\n\\ No newline at end of file\n+2\n+three\n"
     )
-    assert store.text_diff(before, after, "b.bin") is None
-    assert store.text_diff(before, after, "c.txt") is None
-    assert store.text_diff(None, after, "a.txt") == "--- a/a.txt\n+++ b/a.txt\n@@ -0,0 +1,3 @@\n+one\n+2\n+three\n"
+    assert lines(None, "b.bin") is None
+    assert lines(None, "c.txt") is None
+    assert lines(None, deep) == f"--- a/{deep}\n+++ b/{deep}\n@@ -0,0 +1 @@\n+below\n"
+    assert lines(None, "a.txt") == "--- a/a.txt\n+++ b/a.txt\n@@ -0,0 +1,3 @@\n+one\n+2\n+three\n"
 
 
 async def test_the_event_loop_has_all_of_it(tmp_path: Path) -> None:
