@@ -359,6 +359,18 @@ async def test_directories_of_idle_workspaces_are_bounded_and_come_back(tmp_path
         assert [await do(workspace, "cat a") for workspace in spaces] == ["0\n", "1\n", "2\n"]
 
 
+async def test_files_that_were_only_asked_for_go_back_to_rest(tmp_path: Path) -> None:
+    async with started(tmp_path / "data", workspaces=WorkspaceSettings(folders=0)) as app:
+        made = await app.containers.create(PROJECT, NewContainer("c"))
+        workspace = await app.containers.workspace(made)
+        await do(workspace, "echo 1 > a")
+        await app.workspaces._retire(workspace)
+        await workspace.prepare()
+        await app.upkeep.sweep()
+        assert await app.workspaces.folders() == []
+        assert await do(workspace, "cat a") == "1\n"
+
+
 async def test_a_container_goes_when_the_responses_that_it_was_made_for_are_deleted(tmp_path: Path) -> None:
     async with ScriptedServer() as model:
         backends = (BackendSettings(url=model.url),)

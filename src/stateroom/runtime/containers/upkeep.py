@@ -118,10 +118,10 @@ class ContainerUpkeep:
     async def _adopt(self) -> None:
         """Commit what stands in folders that nobody works in, and remove those that belong to nothing.
 
-        A crash leaves such folders; so does a client that puts files into a container and no more.
+        A crash leaves such folders; so does a client that puts files into a container and no more, or asks for them.
         """
         for workspace_id, standing in await self._parts.live.folders():
-            if (standing is not None and standing.clean) or self._parts.live.knows(workspace_id):
+            if (standing is not None and standing.clean) or self._parts.live.is_at_work(workspace_id):
                 continue
             held = None if standing is None else await self._containers.held.get(standing.project, workspace_id)
             if held is None:

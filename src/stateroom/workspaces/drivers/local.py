@@ -121,13 +121,18 @@ class LocalDriver(IsolatingDriver[_Sandbox]):
 
     def _sweep(self) -> int:
         found = 0
-        for group in self._groups().left_behind(f"stateroom.{self.tag}."):
+        groups = self._groups().left_behind(f"stateroom.{self.tag}.")
+        for group in groups:
             with contextlib.suppress(OSError):
                 found += bool(group.members())
-                group.kill()
+            group.kill()
+        found += self._end_left_behind(f"tag={self.tag}".encode())
+        for group in groups:  # one that was just starting may have gone into it only now
+            group.kill()
+            with contextlib.suppress(OSError):
                 group.remove()
         self._groups().remove_deserted()
-        return found + self._end_left_behind(f"tag={self.tag}".encode())
+        return found
 
     @abstractmethod
     def _find(self) -> Runtime:

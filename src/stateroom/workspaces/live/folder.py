@@ -42,6 +42,15 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     """Commands that left processes running, as `Jobs.left`."""
 
 
+    def stands_at(self, commit_id: str) -> bool:
+        """Whether the files are those of a commit, or have gone on from it."""
+        return commit_id in (self.commit, self.following or self.commit)
+
+    def holds_only(self, commit_id: str) -> bool:
+        """Whether they are those of a commit, and nothing came after."""
+        return self.clean and self.commit == commit_id
+
+
 _DECODE: Final = msgspec.json.Decoder(Standing).decode
 
 
@@ -80,7 +89,7 @@ class LiveFolder:
     def stands_at(self, commit_id: str) -> bool:
         """Whether the files are those of a commit, or have gone on from it."""
         said = self.standing()
-        return said is not None and commit_id in (said.commit, said.following or said.commit)
+        return said is not None and said.stands_at(commit_id)
 
     def prepare(
         self, commit_id: str, put: Callable[[Folder], None], folder: Folder, left: tuple[str, ...] = ()

@@ -60,6 +60,8 @@ class Workspace:
         self._doomed = False
         self._unkept = False
         """Whether something was done since the latest commit began."""
+        self._offered = ""
+        """A commit that was made of it and is not known to be kept."""
         self.busy = 0
         """Commands and cells that are under way."""
         self.used_at = live.clock.monotonic()
@@ -224,6 +226,7 @@ class Workspace:
         """A commit is known to the journal."""
         async with self._one:
             self._at = commit
+            self._offered = ""
             self._processes.kept()
             self._live.stand(self.id, commit)
             with suppress(WorkspaceError):
@@ -243,7 +246,7 @@ class Workspace:
         Unless something was done since. Files that nothing can go on with leave it at once.
         """
         async with self._one:
-            if self.busy or self.is_live or self._unkept:
+            if self.busy or self.is_live or self._unkept or self._offered:
                 return
             if self._prepared:
                 await asyncio.to_thread(self._disk.say, self._commit_id, clean=True, left=self._processes.jobs.left)
@@ -262,7 +265,7 @@ class Workspace:
                 if self.busy or self.is_live or said is None or not said.clean:
                     return False
             await self._processes.stop()
-            self._prepared = False
+            self._prepared, self._offered = False, ""
             await asyncio.to_thread(self._disk.remove)
             self._live.content.forget(self.id)
             return True
@@ -307,7 +310,8 @@ class Workspace:
 
     async def _commit(self) -> Commit | None:
         if not self._prepared:
-            if not await asyncio.to_thread(self._disk.stands_at, self._commit_id):
+            said = await asyncio.to_thread(self._disk.standing)
+            if said is None or not said.stands_at(self._commit_id) or said.holds_only(self._commit_id):
                 return None
             await self._prepare()
         self._unkept = self.busy > 0
@@ -344,6 +348,7 @@ class Workspace:
             left=left,
         )
         await asyncio.to_thread(self._disk.say, self._commit_id, following=made.id, left=left)
+        self._offered = made.id
         return made
 
     async def _looked(self) -> str:

@@ -151,6 +151,11 @@ class Workspaces:
         """Whether anybody in this process has opened it."""
         return workspace_id in self._known
 
+    def is_at_work(self, workspace_id: str) -> bool:
+        """Whether it has processes, or something is being done in it."""
+        workspace = self._known.get(workspace_id)
+        return workspace_id in self._places or (workspace is not None and workspace.busy > 0)
+
     def interpreter(self, workspace_id: str) -> tuple[str, dict[str, str]] | None:
         """How the interpreter of a workspace came to what it knows, and what it has lost; None: there is none."""
         workspace = self._known.get(workspace_id)

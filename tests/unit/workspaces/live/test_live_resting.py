@@ -53,6 +53,29 @@ async def test_what_is_put_between_a_commit_and_its_rest_stays_on_the_disk(live:
     assert workspace.folder.read("two", bytes_max=10) == b"2"
 
 
+async def test_files_whose_commit_is_not_known_to_be_kept_stay_on_the_disk(live: Workspaces) -> None:
+    workspace = live.open(SPEC, None)
+    await workspace.write("one", pieces("1"))
+    await kept(workspace)
+    await workspace.write("one", pieces("2"))
+    commit = await workspace.commit()
+    assert commit is not None
+    await workspace.rest()  # somebody else's, while the record is being written
+    assert await live.trim() == 0
+    await workspace.kept(commit)
+    await workspace.rest()
+    assert await live.trim() == 1
+
+
+async def test_asking_resting_files_for_a_commit_leaves_them_at_rest(live: Workspaces) -> None:
+    workspace = live.open(SPEC, None)
+    await workspace.write("one", pieces("1"))
+    await kept(workspace)
+    await workspace.rest()
+    assert await workspace.commit() is None
+    assert await live.trim() == 1
+
+
 async def test_files_that_were_committed_leave_the_disk_and_come_back(live: Workspaces) -> None:
     workspace = live.open(SPEC, None)
     await workspace.write("one", pieces("1"))
