@@ -41,7 +41,6 @@ class Standing(msgspec.Struct, frozen=True, omit_defaults=True):
     left: tuple[str, ...] = ()
     """Commands that left processes running, as `Jobs.left`."""
 
-
     def stands_at(self, commit_id: str) -> bool:
         """Whether the files are those of a commit, or have gone on from it."""
         return commit_id in (self.commit, self.following or self.commit)
