@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from stateroom.journal.store import NoteRow
 
-AT_ONCE: Final = 16
+AT_ONCE: Final = 32
 """Notes that one look reads: they cost little more than one."""
 
 
@@ -17,19 +17,20 @@ class Read(Protocol):
     def __call__(self, *, after: int = -1, limit: int, newest_first: bool = False) -> Awaitable[list[NoteRow]]: ...
 
 
-async def first_since(read: Read, since: int) -> list[NoteRow]:
+async def first_since(read: Read, since: int, latest: NoteRow | None = None) -> list[NoteRow]:
     """The first notes from `since` (milliseconds) on, if the clock never went back: one at least, unless there is none.
 
-    It looks where the first would be if notes had come at a steady pace, and each third time in the middle of what is
+    `latest`: the last of them, if it is known. It looks where the first would be if notes had come at a steady pace, and each third time in the middle of what is
     left: two or three looks are usual, and three for each halving the most.
     """
-    oldest, latest = await read(limit=1), await read(limit=1, newest_first=True)
-    if not oldest or not latest or latest[0].at < since:
+    found = [latest] if latest is not None else await read(limit=1, newest_first=True)
+    if not found or found[0].at < since:
         return []
-    if oldest[0].at >= since:
+    oldest = await read(limit=1)
+    if not oldest or oldest[0].at >= since:
         return oldest
-    low, found = oldest[0], latest
-    ceiling, margin, looks = found[0].mark, AT_ONCE, 0
+    low = oldest[0]
+    ceiling, margin, looks = found[0].mark, AT_ONCE // 2, 0
     # The note at `low` is too early, the first that was found is not, and none is between the ceiling and that.
     while low.mark < ceiling:
         looks += 1

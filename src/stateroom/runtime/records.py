@@ -343,9 +343,14 @@ class Collection(Generic[State]):
             project, self.name, record_id, after=after, before=before, limit=limit, descending=newest_first
         )
 
-    async def noted_since(self, project: str, record_id: str, since: int) -> list[NoteRow]:
-        """Some notes, the first from `since` (milliseconds) on, as far as the clock never went back."""
-        return await first_since(partial(self.some_notes, project, record_id), since)
+    async def noted_since(
+        self, project: str, record_id: str, since: int, *, latest: NoteRow | None = None
+    ) -> list[NoteRow]:
+        """Some notes, the first from `since` (milliseconds) on, as far as the clock never went back.
+
+        `latest`: the last of all, where it is known.
+        """
+        return await first_since(partial(self.some_notes, project, record_id), since, latest)
 
     def noted(self, record_id: str, note: msgspec.Struct) -> RecordNoted:
         """The entry that notes it, for another commit about the record."""

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stateroom.journal.store import MARK_MAX, NoteRow
-from stateroom.runtime.note_search import first_since
+from stateroom.runtime.note_search import AT_ONCE, first_since
 
 pairs = st.lists(st.tuples(st.integers(1, 400), st.integers(0, 5_000)), max_size=120)
 
@@ -24,7 +24,7 @@ class Notes:
 
     async def read(self, *, after: int = -1, limit: int, newest_first: bool = False) -> list[NoteRow]:
         self.looks += 1
-        assert 0 < limit <= 16
+        assert 0 < limit <= AT_ONCE
         assert -1 <= after <= MARK_MAX
         rows = [row for row in self.rows if row.mark > after]
         return (rows[::-1] if newest_first else rows)[:limit]

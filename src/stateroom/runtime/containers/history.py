@@ -46,7 +46,7 @@ class Commits:
         if found := _among(latest, commit_id):
             return found
         at = ids.made_at(commit_id)
-        if at >= 0 and (rows := await collection.noted_since(held.project, held.id, at)):
+        if at >= 0 and latest and (rows := await collection.noted_since(held.project, held.id, at, latest=latest[0])):
             if found := _among(rows, commit_id):
                 return found
             more = await collection.some_notes(held.project, held.id, after=rows[-1].mark, limit=_AROUND)
@@ -64,7 +64,10 @@ class Commits:
 
 
 def _among(rows: Sequence[NoteRow], commit_id: str) -> tuple[int, CommitNote] | None:
+    asked = commit_id.encode("utf-8", "replace")
     for row in rows:
+        if asked not in bytes(row.note):  # most are another's, and are not worth being read
+            continue
         note = read_note(row.note)
         if isinstance(note, CommitNote) and note.id == commit_id:
             return row.mark, note
