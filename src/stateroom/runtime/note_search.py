@@ -21,7 +21,7 @@ async def first_since(read: Read, since: int, latest: NoteRow | None = None) -> 
     """The first notes from `since` (milliseconds) on, if the clock never went back: one at least, unless there is none.
 
     `latest`: the last of them, if it is known. It looks where the first would be if notes had come at a steady pace,
-    and each third time in the middle of what is left: two or three looks are usual, and three for each halving the most.
+    and each third time in the middle of what is left: two or three looks are usual, and three a halving the most.
     """
     found = [latest] if latest is not None else await read(limit=1, newest_first=True)
     if not found or found[0].at < since:
