@@ -75,8 +75,8 @@ def test_a_chat_remembers_and_can_be_taken_up_by_its_last_response(server: Serve
     code, out, err = run("chat", "--url", server.url, typed="my dog is Biscuit\nwhat is my dog?\n")
     assert code == 0, err
     assert out.splitlines()[-1] == "Your dog is Biscuit."
-    last = err.rsplit("--resume ", 1)[1].strip()
-    code, out, err = run("chat", "--url", server.url, "--resume", last, typed="what is my dog?\n")
+    last, _, more = err.rsplit("--resume ", 1)[1].strip().partition(" ")
+    code, out, err = run("chat", "--resume", last, *more.split(), typed="what is my dog?\n")
     assert code == 0, err
     assert out.splitlines()[-1] == "Your dog is Biscuit."
 

@@ -210,7 +210,8 @@ def _decoded(answer: http.client.HTTPResponse, content: bytes, url: str) -> Any:
     if isinstance(error, dict):
         message = str(error.get("message") or answer.reason)
         code, request_id = str(error.get("code") or ""), answer.headers.get("x-request-id", "")
-        remedy = f"Base URLs end in /v1: try --url {url}/v1." if code == "unknown_url" else ""
+        lacks_version = code == "unknown_url" and not url.endswith("/v1")
+        remedy = f"Base URLs end in /v1: try --url {url}/v1." if lacks_version else ""
         raise Refused(answer.status, message, code, request_id, remedy=remedy)
     raise Refused(answer.status, f"{url} does not answer like Stateroom; is it the right base URL?", "", "")
 

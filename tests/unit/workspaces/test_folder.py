@@ -423,7 +423,8 @@ def test_a_file_that_turns_into_a_pipe_or_a_link_is_never_opened(folder: Folder,
     finally:
         ended.set()
         thread.join()
-    assert read == {b"public"}
+    assert read <= {b"public"}  # how often it can be read at all is the machine's affair
+    assert folder.read("file", bytes_max=9) == b"public"
 
 
 def test_a_directory_that_is_filled_while_it_is_deleted_is_deleted_or_refused(folder: Folder) -> None:
