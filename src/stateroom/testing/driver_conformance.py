@@ -238,6 +238,14 @@ async def commands_run_beside_each_other(bench: Bench) -> None:
     assert [result.stdout for result in done] == [b"%d\n" % number for number in range(20)]
 
 
+async def when_memory_runs_short_a_command_goes_before_the_agent(bench: Bench) -> None:
+    score = "cat /proc/self/oom_score_adj"
+    done = await bench.shell(f"{score}; (({score}) & wait); cat /proc/$PPID/oom_score_adj")
+    own, below, agent = map(int, done.stdout.split())
+    assert own == below > agent
+    assert own >= 500
+
+
 async def frozen_writers_stand_still(bench: Bench) -> None:
     process = await bench.agent.spawn(["/bin/sh", "-c", "while :; do echo x >> grows; done"])
     grows = bench.files / "grows"
@@ -318,6 +326,7 @@ CASES: Final[tuple[Case, ...]] = (
     background_outlives_its_command_and_can_be_ended,
     background_that_shares_nothing_is_found_too,
     commands_run_beside_each_other,
+    when_memory_runs_short_a_command_goes_before_the_agent,
     frozen_writers_stand_still,
     what_the_server_has_open_and_knows_stays_with_it,
     the_environment_is_what_was_asked_for,

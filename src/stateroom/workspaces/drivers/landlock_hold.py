@@ -75,6 +75,7 @@ def enter(plan: dict[str, Any], holder: int, listener: socket.socket) -> None:
     os.setsid()
     entering.enter(plan)
     rules = make_rules(plan["rules"])
+    rank = os.open("/proc/self/oom_score_adj", os.O_RDWR)  # of the agent, which may write nothing below /proc
     drop(plan["uid"])
     LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != holder:
@@ -89,8 +90,9 @@ def enter(plan: dict[str, Any], holder: int, listener: socket.socket) -> None:
     if plan["asked"]:
         socket.send_fds(listener, [b"n"], [notify])
     os.dup2(0, 1)
-    os.closerange(3, 4_096)
-    os.execve(plan["argv"][0], plan["argv"], plan["env"])  # noqa: S606  # the point of all this
+    os.dup2(rank, 3)
+    os.closerange(4, 4_096)
+    os.execve(plan["argv"][0], [*plan["argv"], "rank=3"], plan["env"])  # noqa: S606  # the point of all this
 
 
 def make_rules(rules: list[tuple[str, str]]) -> int:

@@ -39,6 +39,8 @@ LOGS = "/tmp/jobs"  # noqa: S108  # /tmp of the sandbox, where nobody else is
 LOG_BYTES = 1 << 20
 INPUT_WINDOW = 262_144
 ENDED_JOBS = 64
+FIRST_TO_GO = 500
+"""Of 1,000: adds half of what is allowed to what a command is taken to hold, when the kernel chooses whom to end."""
 _GRACE_SECONDS = 0.03
 """How long output may be held open by others once a command has ended, before those are its background."""
 _READ_BYTES = 262_144
@@ -130,6 +132,37 @@ class Command:
         self.log_path = ""
 
 
+class Rank:
+    """Memory that runs short costs a command, not the agent: what starts while the agent is lowered goes first.
+
+    It and all that it starts keep that from their first moment on. Going back takes no privilege.
+    """
+
+    def __init__(self, options: dict[str, str]) -> None:
+        self.fd = int(options.get("rank", -1))  # opened by who started us, where /proc cannot be written
+        self.own = self.lowest = b""
+        try:
+            if self.fd < 0:
+                self.fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+            os.set_inheritable(self.fd, False)
+            self.own = os.pread(self.fd, 16, 0).strip()
+            self.lowest = b"%d" % max(FIRST_TO_GO, int(self.own))
+        except OSError:
+            return
+
+    def lower(self) -> None:
+        self.write(self.lowest)
+
+    def restore(self) -> None:
+        self.write(self.own)
+
+    def write(self, score: bytes) -> None:
+        try:
+            os.pwrite(self.fd, score, 0)
+        except OSError:
+            return  # it is not ours to change: then the largest goes first
+
+
 class Agent:
     def __init__(self, channel: int, options: dict[str, str], out: int = -1) -> None:
         self.channel = channel
@@ -145,6 +178,7 @@ class Agent:
         self.adopted: dict[int, tuple[int, int]] = {}
         self.places = _places(options)
         self.logs = options.get("logs", LOGS)
+        self.rank = Rank(options)
         self.is_first = os.getpid() == 1
         self.nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
@@ -236,15 +270,19 @@ class Agent:
             program = _find(argv[0], env.get(b"PATH", b"/usr/bin:/bin"))
             out, err = _pipe(fds), _pipe(fds)
             stdin = _pipe(fds) if wants_input else (self.nothing, -1)
-            pid = os.posix_spawn(
-                program,
-                argv,
-                env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate((stdin[0], out[1], err[1]))],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-            )
+            self.rank.lower()
+            try:
+                pid = os.posix_spawn(
+                    program,
+                    argv,
+                    env,
+                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate((stdin[0], out[1], err[1]))],
+                    setsid=True,
+                    setsigmask=[],
+                    setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+                )
+            finally:
+                self.rank.restore()
         except (OSError, ValueError) as error:
             for fd in fds:
                 os.close(fd)
@@ -253,7 +291,6 @@ class Agent:
             return
         for fd in (out[1], err[1]) + ((stdin[0],) if wants_input else ()):
             os.close(fd)
-        _first_to_go(pid)
         words = b" ".join(argv).decode("utf-8", "replace")[:_COMMAND_CHARACTERS]
         outputs = [Output(out[0], STDOUT, keep), Output(err[0], STDERR, keep)]
         command = Command(number, pid, words, credit, outputs, stdin[1])
@@ -749,15 +786,6 @@ def _find(name: bytes, path: bytes) -> bytes:
         if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
             return candidate
     raise FileNotFoundError(2, "No such file or directory")
-
-
-def _first_to_go(pid: int) -> None:
-    """Memory that runs short costs a command, not the agent."""
-    try:
-        with open("/proc/%d/oom_score_adj" % pid, "w") as score:
-            score.write("500")
-    except OSError:
-        return  # it has ended, or /proc is not writable: then the largest goes first
 
 
 def _signal_group(pid: int, number: int) -> None:
