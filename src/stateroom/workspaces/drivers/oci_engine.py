@@ -17,6 +17,8 @@ _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 30.0
 _SAID_BYTES: Final = 2_000
+_ADVICE: Final = ("--help' for more information", "--help'")
+"""How engines end a complaint, after what it is about."""
 
 
 class Engine:
@@ -49,15 +51,16 @@ class Engine:
         ours, theirs = socket.socketpair()
         try:
             # When memory runs out, Podman's monitor leaves a file where it was started: not in the caller's directory.
-            with theirs, tempfile.TemporaryDirectory(prefix="stateroom-engine-") as aside:
-                process = subprocess.Popen(  # noqa: S603  # as above
-                    [self.program, "run", *words],
-                    stdin=theirs.fileno(),
-                    stdout=theirs.fileno(),
-                    stderr=said,
-                    start_new_session=True,
-                    cwd=aside,
-                )
+            with tempfile.TemporaryDirectory(prefix="stateroom-engine-") as aside:
+                with theirs:  # closed here before we wait, so that an engine that ends is noticed at once
+                    process = subprocess.Popen(  # noqa: S603  # as above
+                        [self.program, "run", *words],
+                        stdin=theirs.fileno(),
+                        stdout=theirs.fileno(),
+                        stderr=said,
+                        start_new_session=True,
+                        cwd=aside,
+                    )
                 if select.select([ours], [], [], _START_SECONDS)[0] and ours.recv(1, socket.MSG_PEEK):
                     return process, ours
             ours.close()
@@ -74,5 +77,5 @@ class Engine:
 
 
 def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    lines = [line for line in text.strip().splitlines() if line.strip() and not line.rstrip(".").endswith(_ADVICE)]
     return lines[-1][:500] if lines else "it said nothing"
