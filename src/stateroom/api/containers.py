@@ -19,7 +19,7 @@ from stateroom.api.download import Download
 from stateroom.api.http import EventStream, Json, flag, listed, page_of, read_body, slice_page
 from stateroom.api.multipart import read_form
 from stateroom.api.responses import principal
-from stateroom.errors import InvalidRequest, NotFound, StateroomError
+from stateroom.errors import NotFound, StateroomError
 from stateroom.runtime.containers.commands import ContainerCommands, Ran
 from stateroom.runtime.containers.commits import ContainerCommits, FileChange
 from stateroom.runtime.containers.containers import Containers, new_container_id
@@ -144,11 +144,7 @@ class ContainersApi:
                 too_large=file_too_large(files.bytes_max),
                 write=incoming.write,
             )
-            if form.filename is None:
-                raise InvalidRequest(
-                    "Missing required parameter: 'file'.", code="missing_required_parameter", param="file"
-                )
-            filename = clean_filename(form.filename, "file")
+            filename = clean_filename(form.named("file"), "file")
             said = msgspec.json.encode([incoming.digest, filename])
             async with claim(self._idempotency, request, said) as claimed:
                 if claimed.made:

@@ -61,11 +61,7 @@ class FilesApi:
                 write=incoming.write,
             )
             asked = read_new_file(form.fields)
-            if form.filename is None:
-                raise InvalidRequest(
-                    "Missing required parameter: 'file'.", code="missing_required_parameter", param="file"
-                )
-            filename = clean_filename(form.filename, "file")
+            filename = clean_filename(form.named("file"), "file")
             said = msgspec.json.encode([incoming.digest, filename, asked.purpose, asked.expires_after])
             async with claim(self._idempotency, request, said) as claimed:
                 if claimed.made:

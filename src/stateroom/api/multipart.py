@@ -40,6 +40,13 @@ class Form(msgspec.Struct, frozen=True):
     filename: str | None
     """Of the file, as its sender wrote it; None when it has no file."""
 
+    def named(self, field: str) -> str:
+        """The file's name. Raises InvalidRequest, which names the field, when there is no file."""
+        if self.filename is None:
+            missing = f"Missing required parameter: '{field}'."
+            raise InvalidRequest(missing, code="missing_required_parameter", param=field)
+        return self.filename
+
 
 async def read_form(request: Request, *, file: str, bytes_max: int, too_large: RequestError, write: Write) -> Form:
     """Read a form whose field `file` is the file, of at most `bytes_max`, and hand its bytes on to `write`.

@@ -18,7 +18,7 @@ from stateroom.api.http import Json, page_of, read_body, slice_page
 from stateroom.api.multipart import Form, read_files
 from stateroom.api.responses import principal
 from stateroom.blobs.store import BlobMissing
-from stateroom.errors import InvalidRequest, NotFound
+from stateroom.errors import NotFound
 from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.skills.receiving import Receiving
 from stateroom.runtime.skills.refusals import too_many_files, upload_too_large, version_not_found
@@ -155,10 +155,7 @@ class SkillsApi:
             begin=received.begin,
             write=received.write,
         )
-        if form.filename is None:
-            raise InvalidRequest(
-                "Missing required parameter: 'files'.", code="missing_required_parameter", param="files"
-            )
+        form.named("files")
         return form
 
     async def _version(self, request: Request) -> Version:

@@ -15,7 +15,7 @@ from stateroom.api.files import shown_file
 from stateroom.api.http import Json, read_body
 from stateroom.api.multipart import read_form
 from stateroom.api.responses import principal
-from stateroom.errors import InvalidRequest, NotFound
+from stateroom.errors import NotFound
 from stateroom.runtime.files.files import Files, file_too_large
 from stateroom.runtime.files.uploads import Part, Upload, Uploads, new_part_id
 from stateroom.runtime.idempotency import Idempotency
@@ -75,10 +75,7 @@ class UploadsApi:
                 too_large=file_too_large(bytes_max, "data", "limits.upload_part_bytes"),
                 write=incoming.write,
             )
-            if form.filename is None:
-                raise InvalidRequest(
-                    "Missing required parameter: 'data'.", code="missing_required_parameter", param="data"
-                )
+            form.named("data")
             async with claim(self._idempotency, request, incoming.digest.encode()) as claimed:
                 if claimed.made:
                     with suppress(NotFound):
