@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stateroom.errors import StateroomError
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import CASES, Case
 from stateroom.testing.driver_isolation import ISOLATION
@@ -21,6 +19,7 @@ from stateroom.workspaces.drivers.landlock import LandlockDriver
 from stateroom.workspaces.drivers.oci import OciDriver
 from stateroom.workspaces.drivers.unsafe import UnsafeDriver
 from stateroom.workspaces.workspace import Driver
+from tests.sandboxes import reason_against
 
 IMAGE = os.environ.get("STATEROOM_TEST_IMAGE", "localhost/stateroom-test:latest")
 """An image with a Python, which `podman` or `docker` has already. From Debian, without a registry:
@@ -38,17 +37,7 @@ DRIVERS: dict[str, Callable[[Path], Driver]] = {
 @functools.cache
 def why_not(name: str) -> str:
     """Why a driver cannot be tried on this machine; empty: it can."""
-
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with driver_conformance.opened(DRIVERS[name](Path(folder)), Path(folder)):
-                pass
-
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(lambda folder: driver_conformance.opened(DRIVERS[name](folder), folder))
 
 
 @pytest.mark.parametrize("case", CASES + ISOLATION, ids=lambda case: case.__name__)

@@ -55,6 +55,8 @@ time.sleep(1.5)
 END
 exit 0"""
 """Ten files of 32 MiB that have no name and are open nowhere."""
+_HIDDEN_TRIES: Final = 3
+"""What nobody can see is told by the room that the disk lost: others, who free as much at that moment, hide it."""
 _TABLES: Final = """python3 - <<'END'
 import mmap
 size = 1 << 41
@@ -84,8 +86,9 @@ async def _assault(driver: Driver, folder: Path) -> dict[str, str]:
     with ExitStack() as stack:
         async with opened(driver, folder, name="neighbour") as other:
             (other.files / "mine").write_text("of another workspace")
-            neighbour = await other.agent.spawn(["/bin/sleep", "61616"])
-            outside = _outside(stack, folder, other)
+            sleep = ["/bin/sleep", f"61616.{uuid.uuid4().int}"]  # others may be on this stage at the same time
+            neighbour = await other.agent.spawn(sleep)
+            outside = _outside(stack, folder, other, _number_of(sleep))
             async with opened(driver, folder, name="hostile") as bench:
                 before = _state(folder, outside)
                 found = await _attempt(bench, outside)
@@ -128,7 +131,7 @@ async def _attempt(bench: Bench, outside: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _outside(stack: ExitStack, folder: Path, other: Bench) -> dict[str, Any]:
+def _outside(stack: ExitStack, folder: Path, other: Bench, neighbour: int) -> dict[str, Any]:
     secret, journal = folder / "secret", folder / "journal.db"
     secret.write_text("of this machine")
     secret.chmod(0o644)
@@ -166,7 +169,7 @@ def _outside(stack: ExitStack, folder: Path, other: Bench) -> dict[str, Any]:
         "agent": str(inside_directory() / "agent.py"),
         "server": os.getpid(),
         "victim": victim.pid,
-        "neighbour": _neighbour(),
+        "neighbour": neighbour,
         "port": listener.getsockname()[1],
         "addresses": sorted({"127.0.0.1", "0.0.0.0", "127.1.2.3", *_own_addresses()}),
         "abstract": f"hostile-{marker}",
@@ -181,12 +184,12 @@ def _outside(stack: ExitStack, folder: Path, other: Bench) -> dict[str, Any]:
     }
 
 
-def _neighbour() -> int:
-    """The process of the other workspace, as numbered on this machine."""
+def _number_of(words: list[str]) -> int:
+    """Of the process with this command line, on this machine."""
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
         for pid in processes.all_pids():
-            if processes.command_line(pid)[:2] == [b"/bin/sleep", b"61616"]:
+            if processes.command_line(pid)[:-1] == [word.encode() for word in words]:
                 return pid
     raise AssertionError("the other workspace's process is not there")
 
@@ -246,8 +249,11 @@ async def _floods(bench: Bench, other: Bench) -> dict[str, str]:
     }
     found = {}
     for name, command in bombs.items():
-        found[name] = await _flood(bench, other, command)
-        await _come_to_itself(bench)
+        tries = _HIDDEN_TRIES if command.endswith(_HIDE[-20:]) else 1
+        while tries and found.get(name) != "ok":
+            found[name] = await _flood(bench, other, command)
+            await _come_to_itself(bench)
+            tries -= 1
     try:
         await bench.agent.spawn(["/bin/true"], env={f"V{number}": "x" * 100_000 for number in range(90)})
         found["a huge environment"] = "it was taken"

@@ -7,7 +7,7 @@ All of them are made in one sandbox for each driver.
 from __future__ import annotations
 
 import ast
-import asyncio
+import fcntl
 import functools
 import json
 import os
@@ -20,8 +20,8 @@ from typing import Final
 
 import pytest
 
-from stateroom.errors import StateroomError
 from tests.hostile import stage
+from tests.sandboxes import reason_against
 
 ORDINARY_USER: Final = 1_234
 SYSTEM_PYTHON: Final = "/usr/bin/python3"
@@ -48,21 +48,12 @@ def why_not(setting: str) -> str:
     """Why it cannot be tried on this machine; empty: it can."""
     name, _, user = setting.partition(" as ")
 
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with stage.started(name, Path(folder)):
-                pass
-
     if user:
         if os.getuid():
             return "only root can become another user"
         done = _as_ordinary_user("-c", "import msgspec, stateroom.workspaces.drivers.bubblewrap")
         return done.stderr[-300:] if done.returncode else ""
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(lambda folder: stage.started(name, folder))
 
 
 def _as_ordinary_user(*words: str) -> subprocess.CompletedProcess[str]:
@@ -89,13 +80,23 @@ def _as_ordinary_user(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @functools.cache
-def assaulted(setting: str) -> dict[str, str]:
-    """Once for each, also where it fails."""
+def assaulted(setting: str, together: Path) -> dict[str, str]:
+    """Once for each in a run of the tests, also where it fails; whoever else wants to know waits."""
+    kept = together / f"assault on {setting}.json"
+    with (together / "assaults").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(json.dumps(_assaulted(setting)))
+    found: dict[str, str] = json.loads(kept.read_text())
+    return found
+
+
+def _assaulted(setting: str) -> dict[str, str]:
     name, _, user = setting.partition(" as ")
     if not user:
         try:
             return stage.assault(name)
-        except Exception:  # reported by every test of this setting, and made once
+        except Exception:  # reported by every test of this setting
             return {"failed": traceback.format_exc()}
     done = _as_ordinary_user(str(Path(stage.__file__)), name)
     if done.returncode:
@@ -104,18 +105,25 @@ def assaulted(setting: str) -> dict[str, str]:
     return found
 
 
-def outcome(setting: str, what: str) -> str:
+@pytest.fixture(scope="session")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of this run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def outcome(setting: str, what: str, together: Path) -> str:
     if reason := why_not(setting):
         pytest.skip(f"{setting} cannot be tried on this machine: {reason}")
-    found = assaulted(setting)
+    found = assaulted(setting, together)
     assert "failed" not in found, found["failed"][-1_500:]
     return found[what]
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_an_attempt_to_get_out_is_refused(setting: str, attempt: str) -> None:
-    said = outcome(setting, attempt)
+def test_an_attempt_to_get_out_is_refused(setting: str, attempt: str, together: Path) -> None:
+    said = outcome(setting, attempt, together)
     if attempt in KNOWN.get(setting.partition(" ")[0], ()):
         assert said.startswith("GOT"), "it is kept in by now: say so in docs/reference/isolation.md"
     else:
@@ -124,11 +132,13 @@ def test_an_attempt_to_get_out_is_refused(setting: str, attempt: str) -> None:
 
 @pytest.mark.parametrize("what", OUTCOMES)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_what_floods_a_sandbox_is_contained_and_nothing_outside_is_harmed(setting: str, what: str) -> None:
-    assert outcome(setting, what) == "ok"
+def test_what_floods_a_sandbox_is_contained_and_nothing_outside_is_harmed(
+    setting: str, what: str, together: Path
+) -> None:
+    assert outcome(setting, what, together) == "ok"
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_every_attempt_was_made(setting: str) -> None:
-    outcome(setting, ATTEMPTS[0])
-    assert set(assaulted(setting)) == {*ATTEMPTS, *OUTCOMES}
+def test_every_attempt_was_made(setting: str, together: Path) -> None:
+    outcome(setting, ATTEMPTS[0], together)
+    assert set(assaulted(setting, together)) == {*ATTEMPTS, *OUTCOMES}

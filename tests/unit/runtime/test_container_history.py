@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,6 @@ from stateroom.app import Application
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.memory import MemoryBlobs
 from stateroom.errors import InvalidRequest, NotFound
-from stateroom.journal.memory import MemoryJournal
-from stateroom.journal.store import NoteRow
 from stateroom.runtime.containers.commits import ContainerCommits
 from stateroom.runtime.containers.history import Commits
 from stateroom.runtime.containers.state import COLLECTION, CommitNote, Container, ExecNote
@@ -24,6 +21,7 @@ from stateroom.runtime.records import Records
 from stateroom.settings import BackendSettings, Settings
 from stateroom.testing.journal_stage import P, SetClock
 from stateroom.wire.containers import NewContainer
+from tests.unit.runtime.journals import CountedJournal
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -35,17 +33,6 @@ def commit_id(at: float) -> str:
         left, digit = divmod(left, 32)
         text = ALPHABET[digit] + text
     return f"wsc_{text}{ids.new_key()[10:]}"
-
-
-class CountedJournal(MemoryJournal):
-    """Knows how many notes were read of it."""
-
-    notes = 0
-
-    async def record_notes(self, *asked: Any, **more: Any) -> list[NoteRow]:
-        rows = await super().record_notes(*asked, **more)
-        self.notes += len(rows)
-        return rows
 
 
 class Scene:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import msgspec
 from hypothesis import given
@@ -12,8 +11,6 @@ from hypothesis import strategies as st
 from stateroom.blobs.hold import HeldBlobs
 from stateroom.blobs.memory import MemoryBlobs
 from stateroom.clock import SystemClock
-from stateroom.journal.memory import MemoryJournal
-from stateroom.journal.store import NoteRow
 from stateroom.runtime.containers.named import NamedContent
 from stateroom.runtime.containers.state import (
     COLLECTION,
@@ -27,6 +24,7 @@ from stateroom.runtime.containers.state import (
 from stateroom.runtime.records import Held, Records
 from stateroom.testing.journal_stage import P
 from stateroom.workspaces.egress.decisions import Decision
+from tests.unit.runtime.journals import CountedJournal
 
 NAMES = ("cntr_a", "cntr_b")
 steps = st.lists(
@@ -37,17 +35,6 @@ steps = st.lists(
     ),
     max_size=60,
 )
-
-
-class CountedJournal(MemoryJournal):
-    """Knows how many notes were read of it."""
-
-    notes = 0
-
-    async def record_notes(self, *asked: Any, **more: Any) -> list[NoteRow]:
-        rows = await super().record_notes(*asked, **more)
-        self.notes += len(rows)
-        return rows
 
 
 class Scene:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from stateroom.errors import StateroomError
 from stateroom.workspaces.channels.agent import Agent
 from stateroom.workspaces.channels.interpreter import Interpreter, KernelTimes
 from stateroom.workspaces.drivers.bubblewrap import BubblewrapDriver
 from stateroom.workspaces.layout import kernel_files
 from stateroom.workspaces.workspace import SandboxSpec
+from tests.sandboxes import reason_against
 
 MIB = 1024 * 1024
 
@@ -47,18 +46,7 @@ async def sandboxed(directory: Path) -> AsyncIterator[Interpreter]:
 
 @functools.cache
 def why_not() -> str:
-    import asyncio  # a check that runs once, before there is a loop
-
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with sandboxed(Path(folder)):
-                pass
-
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(sandboxed)
 
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"bubblewrap cannot be used on this machine: {why_not()}")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -28,19 +27,6 @@ from tests.unit.workspaces.files import EXAMPLES, Changes, apply, changes, look,
 from tests.unit.workspaces.test_folder import as_nobody, flipping, nest
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ContentDatabase]:
-    store = ContentDatabase(tmp_path / "content.db")
-    yield store
-    assert store.verify() == []
-    store.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return make_folder(tmp_path / "files")
 
 
 def settle() -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -22,19 +21,6 @@ from stateroom.workspaces.files.folder import Folder
 from tests.unit.workspaces.files import EXAMPLES, Changes, apply, changes, look, make_folder
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[ContentDatabase]:
-    store = ContentDatabase(tmp_path / "content.db")
-    yield store
-    assert store.verify() == []
-    store.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return make_folder(tmp_path / "files")
 
 
 def test_what_is_deleted_is_in_no_byte_of_the_files(store: ContentDatabase, folder: Folder, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from stateroom.errors import NoSandbox, SandboxFailed, StateroomError
+from stateroom.errors import NoSandbox, SandboxFailed
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import opened, processes_with, until
 from stateroom.workspaces.channels.agent import Agent
@@ -26,6 +26,7 @@ from stateroom.workspaces.drivers.cgroups import find_cgroups
 from stateroom.workspaces.drivers.processes import all_pids, command_line, is_running, parent_of
 from stateroom.workspaces.drivers.python_runtime import find_runtime
 from stateroom.workspaces.workspace import Mount, SandboxSpec
+from tests.sandboxes import reason_against
 
 ORDINARY_USER: Final = 1_234
 SYSTEM_PYTHON: Final = "/usr/bin/python3"
@@ -43,16 +44,7 @@ def users_of(pid: int) -> set[int]:
 
 @functools.cache
 def why_not() -> str:
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with opened(BubblewrapDriver(folder), Path(folder)):
-                pass
-
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(lambda folder: opened(BubblewrapDriver(folder), folder))
 
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"bubblewrap cannot be used on this machine: {why_not()}")

@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from stateroom.errors import NoSandbox, StateroomError
+from stateroom.errors import NoSandbox
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import Bench, opened, processes_with, until
 from stateroom.testing.driver_isolation import ISOLATION
@@ -26,6 +26,7 @@ from stateroom.workspaces.drivers.cgroups import Cgroups
 from stateroom.workspaces.drivers.landlock import LandlockDriver
 from stateroom.workspaces.drivers.seccomp_bare import ATTRIBUTES, bare_program
 from stateroom.workspaces.workspace import Mount, SandboxSpec
+from tests.sandboxes import reason_against
 
 ORDINARY_USER: Final = 1_234
 SYSTEM_PYTHON: Final = "/usr/bin/python3"
@@ -54,16 +55,7 @@ print("all")
 
 @functools.cache
 def why_not() -> str:
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with opened(LandlockDriver(folder), Path(folder)):
-                pass
-
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(lambda folder: opened(LandlockDriver(folder), folder))
 
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"Landlock cannot be used on this machine: {why_not()}")

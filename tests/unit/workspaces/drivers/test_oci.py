@@ -6,17 +6,17 @@ import asyncio
 import functools
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
 import pytest
 
-from stateroom.errors import NoSandbox, SandboxFailed, StateroomError
+from stateroom.errors import NoSandbox, SandboxFailed
 from stateroom.testing import driver_conformance
 from stateroom.testing.driver_conformance import opened, processes_with, until
 from stateroom.workspaces.channels.agent import Agent
 from stateroom.workspaces.drivers.oci import OciDriver
+from tests.sandboxes import reason_against
 
 IMAGE: Final = os.environ.get("STATEROOM_TEST_IMAGE", "localhost/stateroom-test:latest")
 ENGINES: Final[tuple[Literal["docker", "podman"], ...]] = ("podman", "docker")
@@ -39,16 +39,7 @@ asyncio.run(main())
 
 @functools.cache
 def why_not(engine: Literal["docker", "podman"]) -> str:
-    async def tried() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with opened(OciDriver(folder, engine=engine, image=IMAGE), Path(folder)):
-                pass
-
-    try:
-        asyncio.run(tried())
-    except StateroomError as error:
-        return str(error)
-    return ""
+    return reason_against(lambda folder: opened(OciDriver(folder, engine=engine, image=IMAGE), folder))
 
 
 @pytest.fixture(params=ENGINES)
@@ -123,6 +114,19 @@ async def test_without_an_image_or_an_engine_the_reason_is_told(tmp_path: Path) 
         await OciDriver(tmp_path, engine="docker", image="x", program="/nowhere/docker").start(spec)
     for program in ("/nowhere/docker", "/bin/false"):
         assert await OciDriver(tmp_path, engine="docker", image="x", program=program).sweep() == 0
+
+
+async def test_an_engine_that_gives_up_is_noticed_at_once_and_its_reason_told(tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    engine.write_text(
+        "#!/bin/sh\necho engine: nobody is there >&2; echo \"Run 'engine --help' for more information\" >&2\n"
+    )
+    engine.chmod(0o755)
+    driver = OciDriver(tmp_path, engine="docker", image="x", program=str(engine))
+    (tmp_path / "files").mkdir()
+    async with asyncio.timeout(30):  # a container that starts is given longer
+        with pytest.raises(SandboxFailed, match=r"could not be started: engine: nobody is there$"):
+            await driver.start(driver_conformance.specification("one", tmp_path / "files"))
 
 
 async def test_a_path_that_no_engine_can_bind_is_refused(tmp_path: Path) -> None:
