@@ -109,6 +109,24 @@ def test_a_response_goes_on_in_a_new_container_when_its_own_is_deleted(client: O
     assert container_of(later) != container_of(base)
 
 
+def test_a_model_whose_container_is_gone_is_told_so_once(client: OpenAI, url: str, seen: Seen) -> None:
+    gone = "Tools work in a new one, which began without them."
+    made = client.containers.create(name="its own")
+    own: Any = {"type": "shell", "environment": {"type": "container_reference", "container_id": made.id}}
+    first = ask(client, shell("echo 1 > f"))
+    assert send(url, "DELETE", f"/containers/{container_of(first)}").status == 200
+    client.responses.create(model="scripted", input=shell("ls"), tools=[own], previous_response_id=first.id)
+    assert gone not in json.dumps(seen.messages)
+    second = ask(client, shell("ls; echo 2 > g"), previous_response_id=first.id, instructions="Be brief.")
+    assert shown(second) == ""
+    for asked in seen.requests[-2:]:  # before the command and after it
+        assert asked["messages"][0]["content"].startswith("Be brief.\n\nThe container in which earlier calls")
+        assert asked["messages"][0]["content"].endswith(gone)
+    third = ask(client, shell("ls"), previous_response_id=second.id)
+    assert shown(third) == "g\n"
+    assert gone not in json.dumps(seen.messages)
+
+
 def test_what_is_sent_again_under_its_key_runs_no_command_again(client: OpenAI, url: str) -> None:
     made = client.containers.create(name="once")
     tool = {"type": "shell", "environment": {"type": "container_reference", "container_id": made.id}}

@@ -21,6 +21,10 @@ from stateroom.runtime.surface import ToolPlan
 
 _LOOKED_MAX: Final = 32
 """Containers that are looked for among the calls of a history."""
+_FILES_GONE: Final = (
+    "The container in which earlier calls of this conversation worked is gone, and its files with it: it was deleted or"
+    " has expired. Tools work in a new one, which began without them."
+)
 _NEEDS_PROCESSES: Final = frozenset({"shell", "code_interpreter", "mcp"})
 
 
@@ -36,6 +40,8 @@ class Containers(Protocol):
     async def skills(
         self, project: str, container_id: str, declared: Mapping[str, Any], base: WorkspaceAt | None
     ) -> list[MountedSkill]: ...
+
+    async def is_gone(self, project: str, base: WorkspaceAt) -> bool: ...
 
     async def left_by(self, project: str, container_id: str, item_id: str) -> WorkspaceAt | None: ...
 
@@ -114,7 +120,7 @@ class Places:
                     await (await open_it()).prepare()
 
     async def told(self, run: LiveRun) -> str:
-        """What the model is told of the skills there."""
+        """What the model is told of the skills there, and of files that it will miss."""
         if self._containers is None:
             return ""
         skills: dict[str, MountedSkill] = {}
@@ -122,7 +128,17 @@ class Places:
             container = run.plan.containers[kind]
             found = await self._containers.skills(run.project, container, declared, run.plan.base)
             skills.update({skill.name: skill for skill in found})
-        return instructions(list(skills.values()))
+        texts = [instructions(list(skills.values())), _FILES_GONE if await self._misses_files(run) else ""]
+        return "\n\n".join([text for text in texts if text])
+
+    async def _misses_files(self, run: LiveRun) -> bool:
+        """Whether a container was made, or will be, that should have begun with files which are gone."""
+        plan, base = run.plan, run.plan.base
+        if self._containers is None or base is None:
+            return False
+        made = [kind for kind, declared in plan.environments.items() if declared.get("type") != "container_reference"]
+        is_anew = any(plan.containers[kind] != base.container for kind in made)
+        return is_anew and await self._containers.is_gone(run.project, base)
 
     def opener(self, run: LiveRun, kind: str, container: str = "") -> Callable[[], Awaitable[Any]] | None:
         """How a call gets its workspace, which starts when it is asked for; None: there is none for it."""

@@ -90,6 +90,10 @@ class RunContainers:
             held = await self._containers.held.get(project, base.container)
         return [] if held is None else remembered_skills(held.state.skills)
 
+    async def is_gone(self, project: str, base: WorkspaceAt) -> bool:
+        """Whether a container that was left with files is no more."""
+        return bool(base.commit) and await self._containers.held.get(project, base.container) is None
+
     async def left_by(self, project: str, container_id: str, item_id: str) -> WorkspaceAt | None:
         """How the run to which an item belongs left the container that was made for it; None for any other.
 
