@@ -372,6 +372,11 @@ def test_the_command_line_looks_into_a_container_and_works_in_it(server: ServerP
         assert archive.getnames() == ["a", "d", "d/b"]
     assert workspace("export", made, "-o", "-")[1].startswith("a\0")
     assert made in workspace("list", "--name", "by hand")[1]
+    assert workspace("shell", made, "-c", "chmod 755 a; rm d/b") == (0, "")
+    assert workspace("diff", made)[1].startswith("changed  a  4  mode 0644 → 0755\nremoved  d/b  4\n")
+    latest = workspace("log", made)[1].split("\t")[0]
+    diff = send(server.url, "GET", f"/containers/{made}/commits/{latest}/diff").json["changes"]
+    assert [(each["mode_before"], each["mode_after"]) for each in diff] == [("0644", "0755"), ("0644", None)]
     send(server.url, "DELETE", f"/containers/{made}")
 
 

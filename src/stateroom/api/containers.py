@@ -369,6 +369,8 @@ def _change_object(change: FileChange) -> dict[str, Any]:
         "kind": change.kind,
         "bytes_before": change.bytes_before,
         "bytes_after": change.bytes_after,
+        "mode_before": None if change.mode_before is None else f"{change.mode_before:04o}",
+        "mode_after": None if change.mode_after is None else f"{change.mode_after:04o}",
         "text": change.text,
     }
 

@@ -299,9 +299,13 @@ def _within(path: str) -> str:
 
 def _show_change(change: Any) -> None:
     path = _within(change["path"])
-    sizes = " → ".join(f"{size:,}" for size in (change["bytes_before"], change["bytes_after"]) if size is not None)
+    sizes = [f"{size:,}" for size in (change["bytes_before"], change["bytes_after"]) if size is not None]
+    modes = [mode for mode in (change["mode_before"], change["mode_after"]) if mode is not None]
+    shown = [safe(path), " → ".join(dict.fromkeys(sizes)) if change["kind"] == "file" else change["kind"]]
+    if len(set(modes)) > 1:
+        shown.append(f"mode {' → '.join(modes)}")
     say(f"{change['change']:<8} ", style=_STYLES.get(change["change"], ""), end="")
-    say(f"{safe(path)}  {sizes}" if change["kind"] == "file" else f"{safe(path)}  {change['kind']}")
+    say("  ".join(shown))
     for line in (change["text"] or "").splitlines():
         style = "green" if line.startswith("+") else "red" if line.startswith("-") else "dim"
         say(f"    {safe(line)}", style=style)

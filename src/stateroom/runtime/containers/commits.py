@@ -32,6 +32,9 @@ class FileChange(msgspec.Struct, frozen=True):
     kind: str
     bytes_before: int | None
     bytes_after: int | None
+    mode_before: int | None
+    """Permissions."""
+    mode_after: int | None
     text: str | None = None
     """The lines that differ, in the unified form; None: it is no text, too large, or was not asked for."""
 
@@ -165,12 +168,15 @@ class ContainerCommits:
 
 
 def _shown(each: Change) -> FileChange:
-    entry = each.after or each.before
+    before, after = each.before, each.after
+    entry = after or before
     assert entry is not None, "a path differs that is on neither side"
     return FileChange(
         each.path,
-        "added" if each.before is None else "removed" if each.after is None else "changed",
+        "added" if before is None else "removed" if after is None else "changed",
         entry.kind,
-        None if each.before is None else each.before.size,
-        None if each.after is None else each.after.size,
+        bytes_before=None if before is None else before.size,
+        bytes_after=None if after is None else after.size,
+        mode_before=None if before is None else before.mode,
+        mode_after=None if after is None else after.mode,
     )

@@ -344,7 +344,7 @@ def _history() -> tuple[Operation, ...]:
 
 
 def _diff() -> Schema:
-    size = nullable({"type": "integer"})
+    size, mode = nullable({"type": "integer"}), nullable(text("Permissions, in octal."))
     change = whole(
         {
             "path": text(),
@@ -352,6 +352,8 @@ def _diff() -> Schema:
             "kind": one_of("file", "directory", "symlink"),
             "bytes_before": size,
             "bytes_after": size,
+            "mode_before": mode,
+            "mode_after": mode,
             "text": nullable(text("The lines that differ, in the unified form.")),
         }
     )
