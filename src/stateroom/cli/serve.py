@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import sys
 import time
@@ -105,6 +106,7 @@ def has_usable_key(data: Path) -> bool:
 
 
 def _run(settings: Settings) -> int:
+    gc.set_threshold(100_000)  # what is loaded now stays, and looking through it takes a twentieth of the start
     from stateroom import serving  # lazy: `stateroom --help` must not pay for the server
 
     progress = Progress()
