@@ -127,6 +127,17 @@ def test_a_model_whose_container_is_gone_is_told_so_once(client: OpenAI, url: st
     assert gone not in json.dumps(seen.messages)
 
 
+def test_a_model_is_told_so_where_its_client_brings_the_history(client: OpenAI, url: str, seen: Seen) -> None:
+    first = ask(client, shell("echo 1 > f"), store=False)
+    sent = [{"role": "user", "content": "first"}, *(item.model_dump() for item in first.output)]
+    again = [*sent, {"role": "user", "content": shell("ls")}]
+    assert shown(ask(client, again, store=False)) == "f\n"
+    assert "Tools work in a new one" not in json.dumps(seen.messages)
+    assert send(url, "DELETE", f"/containers/{container_of(first)}").status == 200
+    assert shown(ask(client, again, store=False)) == ""
+    assert "Tools work in a new one" in json.dumps(seen.messages)
+
+
 def test_what_is_sent_again_under_its_key_runs_no_command_again(client: OpenAI, url: str) -> None:
     made = client.containers.create(name="once")
     tool = {"type": "shell", "environment": {"type": "container_reference", "container_id": made.id}}

@@ -41,7 +41,7 @@ class Containers(Protocol):
         self, project: str, container_id: str, declared: Mapping[str, Any], base: WorkspaceAt | None
     ) -> list[MountedSkill]: ...
 
-    async def is_gone(self, project: str, base: WorkspaceAt) -> bool: ...
+    async def is_gone(self, project: str, container_id: str) -> bool: ...
 
     async def left_by(self, project: str, container_id: str, item_id: str) -> WorkspaceAt | None: ...
 
@@ -134,11 +134,14 @@ class Places:
     async def _misses_files(self, run: LiveRun) -> bool:
         """Whether a container was made, or will be, that should have begun with files which are gone."""
         plan, base = run.plan, run.plan.base
-        if self._containers is None or base is None:
-            return False
+        if base is not None:
+            origin = base.container if base.commit else ""
+        else:  # a client that brings its own history
+            origin = next((named for item in reversed(run.state.started.input) if (named := named_in(item))), "")
         made = [kind for kind, declared in plan.environments.items() if declared.get("type") != "container_reference"]
-        is_anew = any(plan.containers[kind] != base.container for kind in made)
-        return is_anew and await self._containers.is_gone(run.project, base)
+        if self._containers is None or not origin or all(plan.containers[kind] == origin for kind in made):
+            return False
+        return await self._containers.is_gone(run.project, origin)
 
     def opener(self, run: LiveRun, kind: str, container: str = "") -> Callable[[], Awaitable[Any]] | None:
         """How a call gets its workspace, which starts when it is asked for; None: there is none for it."""

@@ -90,9 +90,9 @@ class RunContainers:
             held = await self._containers.held.get(project, base.container)
         return [] if held is None else remembered_skills(held.state.skills)
 
-    async def is_gone(self, project: str, base: WorkspaceAt) -> bool:
-        """Whether a container that was left with files is no more."""
-        return bool(base.commit) and await self._containers.held.get(project, base.container) is None
+    async def is_gone(self, project: str, container_id: str) -> bool:
+        """Whether a container that was worked in is no more."""
+        return await self._containers.held.get(project, container_id) is None
 
     async def left_by(self, project: str, container_id: str, item_id: str) -> WorkspaceAt | None:
         """How the run to which an item belongs left the container that was made for it; None for any other.
