@@ -106,7 +106,9 @@ def test_sixteen_responses_go_on_and_further_ones_wait(socket: Socket, seen: See
 
 
 def test_too_many_waiting_requests_are_refused(socket: Socket, seen: Seen) -> None:
-    for _ in range(66):
+    socket.create("gate: socket-crowd\nsay: x")
+    socket.until("response.created")  # it waits no more
+    for _ in range(65):
         socket.create("gate: socket-crowd\nsay: x")
     refusal = next(event for event in iter(socket.next, None) if event["type"] == "error")
     assert (refusal["status"], refusal["error"]["code"]) == (429, "too_many_requests")
