@@ -472,7 +472,7 @@ async def test_closing_the_iterator_drops_the_connection_at_once() -> None:
         started = time.monotonic()
         await answer.aclose()
         await it.script.until(lambda script: script.dropped == 1)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 5  # by itself it would go on for minutes
 
 
 @pytest.mark.parametrize("reply", [Reply(hang_after=0), Reply(text=numbered(9), hang_after=3)])
@@ -485,7 +485,7 @@ async def test_cancelling_the_task_drops_the_connection_at_once(reply: Reply) ->
         with pytest.raises(asyncio.CancelledError):
             await task
         await it.script.until(lambda script: script.dropped == 1)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 5  # by itself it would go on for minutes
 
 
 async def test_a_finished_answer_leaves_the_connection_for_the_next() -> None:

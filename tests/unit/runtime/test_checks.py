@@ -127,10 +127,10 @@ async def test_an_answer_that_fits_passes_and_one_that_does_not_says_where() -> 
 
 async def test_a_long_answer_that_is_wrong_everywhere_is_refused_at_its_first_mistake() -> None:
     settings = settings_of({"type": "array", "items": {"type": "string"}})
-    began = asyncio.get_running_loop().time()
+    began = time.process_time()
     with pytest.raises(BackendFailed) as refused:
         await check_output(settings, answered(json.dumps([1] * 200_000)))
-    assert asyncio.get_running_loop().time() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert len(refused.value.message) < 500
 
 
@@ -262,18 +262,18 @@ async def test_numbers_that_json_lacks_are_no_answer(answer: str) -> None:
 def test_definitions_that_double_at_every_one_are_weighed_in_little_time_and_memory() -> None:
     links = {f"d{n}": {"allOf": 2 * [{"$ref": f"#/$defs/d{n - 1}"}]} for n in range(1, 20_000)}
     schema = {"$defs": {"d0": {}, **links}}
-    began = time.perf_counter()
+    began = time.process_time()
     parts = weight_of(schema).parts
-    assert time.perf_counter() - began < 5.0
+    assert time.process_time() - began < 5.0
     assert parts > 2**40
     assert parts.bit_length() < 100
 
 
 @pytest.mark.parametrize("pattern", ["{" + "1" * 60_000, "{1," + "1" * 60_000, "[" * 60_000, "\\p{" * 20_000])
 def test_weighing_a_pattern_takes_no_longer_than_reading_it(pattern: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     assert states_of(pattern) > 0
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_weighing_a_pattern_takes_no_longer_than_reading_it(pattern: str) -> Non
     ids=["verbose", "verbose group", "written out"],
 )
 def test_patterns_that_hide_how_long_they_take_are_refused_unread(patterns: list[str]) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InvalidRequest) as refused:
         check_format(settings_of({"allOf": [{"pattern": pattern} for pattern in patterns]}))
     assert "parts" in refused.value.message
-    assert time.perf_counter() - began < 2.0
+    assert time.process_time() - began < 2.0
