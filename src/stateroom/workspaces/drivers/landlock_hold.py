@@ -91,6 +91,7 @@ def enter(plan: dict[str, Any], holder: int, listener: socket.socket) -> None:
         socket.send_fds(listener, [b"n"], [notify])
     os.dup2(0, 1)
     os.dup2(rank, 3)
+    os.set_inheritable(3, True)  # it may have been there all the time
     os.closerange(4, 4_096)
     os.execve(plan["argv"][0], [*plan["argv"], "rank=3"], plan["env"])  # noqa: S606  # the point of all this
 

@@ -71,6 +71,7 @@ class Engine:
             raise SandboxFailed(f"the container could not be started: {reason}")
         except OSError:
             ours.close()
+            theirs.close()
             raise
         finally:
             os.close(said)
