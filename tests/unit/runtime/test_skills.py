@@ -20,6 +20,7 @@ from stateroom.runtime.idempotency import Idempotency
 from stateroom.runtime.skills import mounting
 from stateroom.runtime.skills.folders import MOUNTING_SECONDS
 from stateroom.runtime.skills.mounting import MountedSkill, SkillMounting, blobs_of, instructions
+from stateroom.runtime.skills.receiving import Bundle, Receiving
 from stateroom.runtime.skills.skills import Skill, Skills, Version, new_skill_id
 from stateroom.settings import Limits
 from tests.bundles import FILES, files_of, manifest, zip_of
@@ -409,8 +410,15 @@ async def test_what_an_earlier_process_unpacked_is_not_trusted(data: Path) -> No
 async def test_without_a_hold_a_blob_keeps_its_place_for_a_while_only(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mounting, "HELD_SECONDS", 0.05)
+    monkeypatch.setattr(mounting, "HELD_SECONDS", 1.0)
     scene = Scene(data)
+    pack = Receiving.pack
+
+    async def slow(received: Receiving) -> Bundle:
+        await asyncio.sleep(1.2)  # as when there is much to unpack: it counts from when there is something to hold
+        return await pack(received)
+
+    monkeypatch.setattr(Receiving, "pack", slow)
     (mounted,) = await scene.mounting.resolve("p", [inline(zip_of())])
     assert scene.stage.held.is_held(mounted.digest)
     async with asyncio.timeout(10):

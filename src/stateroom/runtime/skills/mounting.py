@@ -63,7 +63,7 @@ class SkillMounting:
         Their blobs keep their place until `hold` ends, or for a minute: an entry has to refer to them by then.
         Raises NotFound, InvalidRequest, TooLarge, StorageError.
         """
-        place = hold.add if hold is not None else self._hold_for_a_while()
+        place = hold.add if hold is not None else self._hold_for_a_while
         mounted: list[MountedSkill] = []
         for number, each in enumerate(read_skills(references, param)):
             where = f"{param}[{number}]"
@@ -137,10 +137,10 @@ class SkillMounting:
             raise _about(refused, data) from None
         return MountedSkill(said.name, said.description, 0, bundle.digest)
 
-    def _hold_for_a_while(self) -> Callable[[str], None]:
+    def _hold_for_a_while(self, digest: str) -> None:
         hold = self._skills.held.hold()
+        hold.add(digest)
         asyncio.get_running_loop().call_later(HELD_SECONDS, hold.__exit__, None, None, None)
-        return hold.add
 
 
 def remembered_skills(remembered: Sequence[Mapping[str, Any]]) -> list[MountedSkill]:
