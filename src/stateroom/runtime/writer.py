@@ -261,3 +261,4 @@ def _fail(waiters: list[asyncio.Future[None]], error: StorageError) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_exception(error)
+            waiter.exception()  # who waits hears of it; that somebody no longer does is nothing to be logged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from typing import Any
 
 import pytest
 
@@ -289,6 +290,18 @@ async def test_a_failed_commit_fails_everybody_who_waits_and_everybody_who_comes
     assert writer.stream is not None
     assert writer.stream.ended
     assert writer.stream.cut
+
+
+async def test_a_commit_that_fails_when_nobody_waits_any_more_is_no_error_of_its_own() -> None:
+    journal = MemoryJournal()
+    await journal.append(Append(P, "b", create=Branch("b", P)))
+    writer, failures = writer_of(journal, MovedClock())
+    writer.add(started())
+    unheard: Any = writer.commit()
+    await until(lambda: bool(failures.errors))
+    assert not unheard._log_traceback, "asyncio would log it when it is thrown away"
+    with pytest.raises(HeadMoved):
+        await unheard
 
 
 async def test_a_full_disk_refuses_the_first_append_at_once_and_nothing_is_kept() -> None:
