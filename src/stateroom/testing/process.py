@@ -195,7 +195,8 @@ class ModelProcess:
 def quiet_port() -> int:
     """A free port that no outgoing connection is given: clients that knock at a dead server cannot take it."""
     while True:
-        port = random.choice(_PORTS)  # noqa: S311  # nothing secret
+        # Test processes that run side by side may have the same seed, and would choose the same ports.
+        port = random.SystemRandom().choice(_PORTS)
         with socket.socket() as tried:
             try:
                 tried.bind(("127.0.0.1", port))
