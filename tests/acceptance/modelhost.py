@@ -51,6 +51,7 @@ class ModelHost:
         asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(SECONDS)
+        self._loop.close()
 
     @property
     def url(self) -> str:
