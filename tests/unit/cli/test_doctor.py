@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ from stateroom.cli.examine import Finding, examinations
 from tests.acceptance.modelhost import ModelHost
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests before these left unclosed is complained of when it is collected: not during these."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda _: None)
+        gc.collect()
 
 
 def examine(part: str, data: Path, **overrides: object) -> Finding:

@@ -54,12 +54,13 @@ def hand_over(files: str, number: int) -> int:
 
     No link is followed. Nothing else may be at work there.
     """
-    fds = []
+    fds: list[int] = []
+    rows: list[os._ScandirIterator[str]] = []
     try:
         top = os.open(files, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         fds.append(top)
         changed = _give(top, "", os.fstat(top), number)
-        rows = [os.scandir(top)]
+        rows.append(os.scandir(top))
         while rows:
             entry = next(rows[-1], None)
             if entry is None:
@@ -76,6 +77,8 @@ def hand_over(files: str, number: int) -> int:
     except OSError as error:
         raise SandboxFailed(f"the files of the workspace could not be given to its user: {error}") from error
     finally:
+        for row in rows:
+            row.close()
         for fd in fds:
             os.close(fd)
     return changed
