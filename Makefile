@@ -22,7 +22,7 @@ test: $(VENV)/.dev ## Run the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 search: $(VENV)/.dev ## Look for new counterexamples: the property tests with other, and more, examples
-	@EXAMPLES=2000 API_MACHINE_EXAMPLES=200 $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not embedded" \
+	@EXAMPLES=2000 API_MACHINE_EXAMPLES=200 $(BIN)/python -m pytest $(PYTEST_OPTIONS) --timeout=0 -m "not embedded" \
 	  --hypothesis-profile=search tests/unit tests/fuzz tests/simulation/test_api_machine.py tests/acceptance/test_schemathesis.py
 
 fuzz: $(VENV)/.dev ## Give the parsers odd bytes, guided by coverage, SECONDS for each
