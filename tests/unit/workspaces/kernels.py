@@ -37,6 +37,7 @@ class PlainProcess:
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
+        self.process._transport.close()  # type: ignore[attr-defined]  # its pipes, which nobody may have read to the end
 
     @property
     def has_ended(self) -> bool:
