@@ -185,7 +185,8 @@ async def test_who_sends_a_head_too_slowly_is_hung_up_on(sandbox: Stage) -> None
 
     trickling = asyncio.create_task(trickle())
     async with asyncio.timeout(5):
-        assert await reader.read() == b""
+        with contextlib.suppress(ConnectionResetError):  # what trickled in last was not read any more
+            assert await reader.read() == b""
     trickling.cancel()
     assert asyncio.get_running_loop().time() - started < 3
     writer.close()
